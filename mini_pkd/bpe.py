@@ -1,0 +1,365 @@
+"""Byte pair encoding: subword units learned from word counts (Sennrich, Haddow & Birch 2016).
+
+Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and
+again, find the pair of neighbouring units that occurs most often in the whole text and glue it:
+
+    ▁ T H E  ->  ▁T H E  ->  ▁TH E  ->  ▁THE
+
+until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word
+of known characters is ever out of vocabulary.  "▁" makes decoding trivial (join, turn "▁" into blanks),
+and pairs never reach across two words.
+
+What we decide:
+- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units,
+  first the characters in code-point order, then the merges in the order in which they were learned.
+- Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a
+  vocabulary depends on the counts alone, not on the order of the words nor on the machine.
+- Counts are counts of positions: AAA holds the pair (A, A) twice.  Merging goes from left to right.
+- When every word has become one unit there is nothing to merge: V is then smaller than asked for,
+  which `size` and `listing()` tell.
+
+No two units share a spelling.  (Let a unit stand for the letters s.  No merge ever reached across its
+ends, so what happened inside is exactly what happens to s alone; and that happens one way only.)
+
+Left out: bytes instead of characters, BPE dropout, unigram language models.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mini_pkd import UserError
+from mini_pkd.checkpoint import write_text_atomic
+
+MARKER = "▁"  # U+2581, stands in front of every word
+FORMAT = "mini_pkd bpe"
+VERSION = 1
+
+
+class BPE:
+    """A vocabulary: characters and merges, and with them encode() and decode().
+
+    >>> bpe = BPE.train({"ONE": 5, "TONE": 2}, vocab_size=8)
+    >>> print(bpe.listing())
+    V = 8: blank, 5 characters, 2 merges
+       0  (blank)
+       1  E
+       2  N
+       3  O
+       4  T
+       5  ▁
+       6  NE            N + E, 7 times
+       7  ONE           O + NE, 7 times
+    >>> bpe.encode("TONE ONE")
+    [5, 4, 7, 5, 7]
+    >>> bpe.decode([5, 4, 7, 5, 7])
+    'TONE ONE'
+
+    Asked for more than there is to learn, it stops when each word is one unit:
+
+    >>> bigger = BPE.train({"ONE": 5, "TONE": 2}, vocab_size=1000)
+    >>> bigger.size, bigger.units[-2:]
+    (11, ('TONE', '▁TONE'))
+    """
+
+    def __init__(self, characters: str, merges: Iterable[tuple[int, int]], counts: Iterable[int], asked: int):
+        """`merges[m]` is the pair of ids that became unit len(characters) + 1 + m, `counts[m]` how often
+        it stood in the text at that moment, `asked` the V that the user wished for."""
+        self.characters = characters
+        self.merges = tuple(merges)
+        self.counts = tuple(counts)
+        self.asked = asked
+        units = ["", *characters]  # id 0, the blank, spells nothing
+        for left, right in self.merges:
+            units.append(units[left] + units[right])
+        self.units = tuple(units)
+        first = len(characters) + 1
+        self._id_of_character = {character: i for i, character in enumerate(characters, start=1)}
+        self._id_of_pair = {pair: first + m for m, pair in enumerate(self.merges)}
+        self._cache: dict[str, tuple[int, ...]] = {}  # word -> ids; 90,000 words are some 20 MB
+
+    @classmethod
+    def train(cls, word_counts: Mapping[str, int], vocab_size: int, progress: bool = False) -> "BPE":
+        """Learn `vocab_size` symbols (blank included) from how often each word occurs."""
+        words, counts, characters = _split_words(word_counts, vocab_size)
+        merges = _merge_fast(words, counts, vocab_size - 1 - len(characters), len(characters) + 1, progress)
+        return cls(characters, [pair for pair, _ in merges], [count for _, count in merges], vocab_size)
+
+    @classmethod
+    def train_readable(cls, word_counts: Mapping[str, int], vocab_size: int) -> "BPE":
+        """The same result, recounting every pair before every merge: read this one first."""
+        words, counts, characters = _split_words(word_counts, vocab_size)
+        merges, merge_counts = [], []
+        for new in range(len(characters) + 1, vocab_size):
+            pairs: Counter[tuple[int, int]] = Counter()
+            for word, count in zip(words, counts, strict=True):
+                for pair in pairwise(word):
+                    pairs[pair] += count
+            if not pairs:
+                break
+            best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+            merges.append(best)
+            merge_counts.append(pairs[best])
+            words = [_glue(word, best, new) for word in words]
+        return cls(characters, merges, merge_counts, vocab_size)
+
+    @property
+    def size(self) -> int:
+        """V: the blank, the characters and the merges."""
+        return len(self.units)
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids.  Any white space separates words; an unknown character is a UserError."""
+        ids: list[int] = []
+        for word in text.split():
+            known = self._cache.get(word)
+            if known is None:
+                if MARKER in word or not self._id_of_character.keys() >= set(word):
+                    self._refuse(text)
+                known = self._cache[word] = tuple(self._encode_word(word))
+            ids.extend(known)
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids = [self._id_of_character[character] for character in MARKER + word]
+        # Replay training: of all pairs in the word, the one that was learned first is glued first.
+        while len(ids) > 1:
+            candidates = [pair for pair in pairwise(ids) if pair in self._id_of_pair]
+            if not candidates:
+                break
+            pair = min(candidates, key=self._id_of_pair.__getitem__)
+            ids = _glue(ids, pair, self._id_of_pair[pair])
+        return ids
+
+    def _refuse(self, text: str) -> None:
+        known = set(self.characters) - {MARKER}
+        unknown = sorted({c for c in text if not c.isspace() and c not in known})
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        alphabet = "".join(sorted(known))
+        alphabet = alphabet if len(alphabet) <= 80 else alphabet[:77] + "..."
+        raise UserError(
+            f"the vocabulary does not know the character{'s' * (len(unknown) > 1)} "
+            f"{', '.join(map(repr, unknown))} in {shown!r}; write the text with {alphabet} only"
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids -> text.  Any sequence of units decodes, also one that no text encodes to."""
+        spelling = []
+        for i in ids:
+            if not 0 < i < self.size:
+                raise UserError(f"id {i} is no unit of this vocabulary; its units are 1 to {self.size - 1}")
+            spelling.append(self.units[i])
+        return " ".join("".join(spelling).replace(MARKER, " ").split())
+
+    def listing(self) -> str:
+        """The vocabulary for eyes: one line per id."""
+        head = f"V = {self.size}: blank, {len(self.characters)} characters, {len(self.merges)} merges"
+        if self.size < self.asked:
+            head += f" (asked for {self.asked}; every word is one unit, so no pairs are left)"
+        lines = [head, "   0  (blank)"]
+        lines += [f"{i:4d}  {character}" for i, character in enumerate(self.characters, start=1)]
+        first = len(lines) - 1
+        for i, ((left, right), count) in enumerate(zip(self.merges, self.counts, strict=True), start=first):
+            parts = f"{self.units[left]} + {self.units[right]}"
+            lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} times")
+        return "\n".join(lines)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when any unit does: a checkpoint remembers its vocabulary by it.
+
+        >>> BPE.train({"ONE": 5, "TONE": 2}, 8).fingerprint()
+        '2f788dfca24c'
+        """
+        text = json.dumps([self.characters, self.merges])
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BPE):
+            return NotImplemented
+        return (self.characters, self.merges) == (other.characters, other.merges)
+
+    def __hash__(self) -> int:
+        return hash((self.characters, self.merges))
+
+    def __repr__(self) -> str:
+        return f"BPE(size={self.size}, fingerprint={self.fingerprint()!r})"
+
+    def to_dict(self) -> dict:
+        """Plain JSON values, one merge as "left right count": what `save` writes, and a model file holds."""
+        merges = [
+            f"{self.units[left]} {self.units[right]} {count}"
+            for (left, right), count in zip(self.merges, self.counts, strict=True)
+        ]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint(),
+            "asked": self.asked,
+            "characters": self.characters,
+            "merges": merges,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict, where: str = "this vocabulary") -> "BPE":
+        """The inverse of `to_dict`; anything else is a UserError that names `where`."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{where} is no mini_pkd vocabulary or cut short; train it again or bring a copy")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{where} has format version {content.get('version')} and this program reads "
+                f"version {VERSION}; load it with the mini_pkd that wrote it"
+            )
+        try:
+            characters = content["characters"]
+            id_of = {character: i for i, character in enumerate(characters, start=1)}
+            merges, counts = [], []
+            for line in content["merges"]:
+                left, right, count = line.split(" ")
+                merges.append((id_of[left], id_of[right]))
+                counts.append(int(count))
+                id_of[left + right] = len(characters) + len(merges)
+            bpe = cls(characters, merges, counts, int(content["asked"]))
+            intact = bpe.fingerprint() == content["fingerprint"]
+        except (KeyError, ValueError, TypeError, AttributeError):
+            intact = False
+        if not intact:
+            raise UserError(f"{where} is a vocabulary that was edited or damaged; train it again or bring a copy")
+        return bpe
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON with one merge a line, readable, atomically."""
+        write_text_atomic(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=0) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "BPE":
+        """Read what `save` wrote; any other file is a UserError of one sentence."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} could not be read ({error.strerror}); give a vocabulary file") from None
+        try:
+            content = json.loads(data.decode("utf-8"))
+        except ValueError:
+            content = None
+        return cls.from_dict(content, str(path))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Training
+
+
+def _split_words(word_counts: Mapping[str, int], vocab_size: int) -> tuple[list[list[int]], list[int], str]:
+    """Words as lists of character ids, their counts, and the alphabet in code-point order."""
+    for word, count in word_counts.items():
+        if word.split() != [word] or MARKER in word:
+            raise UserError(f"{word!r} is not one word; BPE takes words without white space and {MARKER!r}")
+        if count < 0:
+            raise UserError(f"the word {word!r} has the count {count}; counts are 0 or more")
+    kept = {word: int(count) for word, count in word_counts.items() if count > 0}
+    if not kept:
+        raise UserError("there are no words to train BPE on; check that the transcripts are not empty")
+    characters = "".join(sorted({MARKER}.union(*kept)))
+    if vocab_size < len(characters) + 1:
+        raise UserError(
+            f"a vocabulary of {vocab_size} is too small for the text's {len(characters)} characters "
+            f"({characters}) and the blank; ask for at least {len(characters) + 1}"
+        )
+    id_of = {character: i for i, character in enumerate(characters, start=1)}
+    words = [[id_of[character] for character in MARKER + word] for word in kept]
+    return words, list(kept.values()), characters
+
+
+def _glue(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """Replace `pair` by `new`, from left to right.
+
+    >>> _glue([1, 1, 1, 2], (1, 1), 9)
+    [9, 1, 2]
+    """
+    left, right = pair
+    glued = []
+    i, last = 0, len(ids) - 1
+    while i <= last:
+        if ids[i] == left and i < last and ids[i + 1] == right:
+            glued.append(new)
+            i += 2
+        else:
+            glued.append(ids[i])
+            i += 1
+    return glued
+
+
+def _merge_fast(
+    words: list[list[int]], counts: list[int], wanted: int, new: int, progress: bool
+) -> list[tuple[tuple[int, int], int]]:
+    """The merges as (pair, count), touching at each merge only the words that hold the pair.
+
+    Two observations make it fast.  (1) `where` knows, for each pair, the words that may hold it.
+    (2) A merge creates pairs only with the new unit in them; the count of every older pair can but
+    fall.  So a heap entry that was right once is an upper bound for ever: when the top of the heap
+    is outdated, put it back with today's count and look again.  The first entry that is up to date is
+    the true maximum, ties included, because the heap orders (-count, pair).
+    """
+    total: Counter[tuple[int, int]] = Counter()
+    where: dict[tuple[int, int], set[int]] = {}
+    for w, word in enumerate(words):
+        for pair in pairwise(word):
+            total[pair] += counts[w]
+            where.setdefault(pair, set()).add(w)
+    heap = [(-count, pair) for pair, count in total.items()]
+    heapq.heapify(heap)
+
+    merges: list[tuple[tuple[int, int], int]] = []
+    bar = tqdm(total=wanted, desc="BPE", unit="merge", disable=not progress)
+    while heap and len(merges) < wanted:
+        bound, pair = heapq.heappop(heap)
+        count = total[pair]
+        if count != -bound:
+            if count > 0:
+                heapq.heappush(heap, (-count, pair))
+            continue
+        merges.append((pair, count))
+        born = set()
+        for w in where.pop(pair):
+            word = words[w]
+            glued = _glue(word, pair, new)
+            if len(glued) == len(word):
+                continue  # the pair was here once, until another merge took one of its halves
+            for old in pairwise(word):
+                total[old] -= counts[w]
+            for fresh in pairwise(glued):
+                total[fresh] += counts[w]
+                if new in fresh:
+                    born.add(fresh)
+                    where.setdefault(fresh, set()).add(w)
+            words[w] = glued
+        del total[pair]  # now 0: no neighbours are left to glue
+        for fresh in born:
+            heapq.heappush(heap, (-total[fresh], fresh))
+        new += 1
+        bar.update()
+    bar.close()
+    return merges
+
+
+def _demo() -> None:
+    """Tongue twister: check the first merges by counting in the text with a finger."""
+    text = "SHE SELLS SEA SHELLS BY THE SEA SHORE THE SHELLS SHE SELLS ARE SEA SHELLS I AM SURE"
+    bpe = BPE.train(Counter(text.split()), vocab_size=30)
+    print(bpe.listing())
+    ids = bpe.encode("SHE SHARES SEASHELLS")
+    print("encode", ids, "=", " ".join(bpe.units[i] for i in ids))
+    print("decode", bpe.decode(ids))
+    try:
+        bpe.encode("SHE SELLS 2 SEA-SHELLS")
+    except UserError as error:
+        print("refused:", error)
+
+
+if __name__ == "__main__":
+    _demo()

@@ -1,0 +1,207 @@
+"""The streaming conformer encoder (Gulati et al. 2020), strictly causal, on a ragged batch.
+
+    features (10 ms rows) -> linear -> block, pool by 2 -> block, pool by 2 -> block, pool by 2 -> block ... -> block
+
+and out come rows of 80 ms.  One block is the macaron
+
+    x + 1/2 feed_forward(x);  x + attention(x);  x + convolution(x);  x + 1/2 feed_forward(x);  layer norm
+
+with a layer norm in front of every module.  "Strictly causal" means: attention and convolution look at the
+present and past rows only, over a fixed window (attention.py, convolution.py), normalisation looks at one
+row, pooling pairs rows from the start of the utterance.  So there is one model, not an offline and a
+streaming one: EncoderStream below feeds it audio in pieces and gets the same rows.
+
+Where the paper is silent (it says "streaming" and gives 16 blocks, width 512, 4 heads) we decide: window and
+kernel width (scales.py), layer norm instead of batch norm in the convolution module (batch statistics
+would couple utterances and differ between training and streaming), "dropout after every layer but the
+first" read as: every block but the first drops the output of each of its modules and the inner activation
+of its feed-forward modules.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import ops
+from .attention import causal_attention
+from .convolution import depthwise_convolution, max_pool, pooled_lengths
+from .layers import NO_DROPOUT, LayerNorm, Linear, Module, parameter
+from .tensor import Tensor, no_grad
+
+
+@dataclass(frozen=True)
+class ConformerConfig:
+    """Sizes of an encoder.  `pools`: after how many of the first blocks time is halved."""
+
+    features: int = 40
+    blocks: int = 16
+    width: int = 512
+    heads: int = 4
+    window: int = 64  # rows of attention, the present one included, at every block's own rate
+    kernel: int = 16  # taps of the depthwise convolution
+    expansion: int = 4  # hidden width of the feed-forward modules over `width`
+    pools: int = 3
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"encoder width {self.width} is not a multiple of its {self.heads} heads")
+        if self.blocks < self.pools:
+            raise ValueError(f"{self.blocks} encoder blocks cannot hold {self.pools} time reductions")
+
+    @property
+    def reduction(self):
+        """Feature rows per output row."""
+        return 2**self.pools
+
+
+class FeedForward(Module):
+    """x + 1/2 dropout(W2 dropout(swish(W1 norm(x))))."""
+
+    def __init__(self, config, rng, dtype):
+        hidden = config.expansion * config.width
+        self.norm = LayerNorm(config.width, dtype=dtype)
+        self.wide = Linear(config.width, hidden, rng, dtype)
+        self.narrow = Linear(hidden, config.width, rng, dtype)
+
+    def __call__(self, x, dropout):
+        h = ops.linear_swish_dropout(self.norm(x), self.wide.weight, self.wide.bias, *dropout.next())
+        narrow = self.narrow
+        return ops.linear_dropout_residual(x, h, narrow.weight, narrow.bias, 0.5, *dropout.next())
+
+
+class Attention(Module):
+    """x + dropout(W attention(norm(x)))."""
+
+    def __init__(self, config, rng, dtype):
+        width = config.width
+        self.heads = config.heads
+        self.norm = LayerNorm(width, dtype=dtype)
+        self.qkv = Linear(width, 3 * width, rng, dtype)
+        self.positions = parameter(rng.uniform(-1, 1, (config.window, width)).astype(dtype) / np.sqrt(width))
+        self.out = Linear(width, width, rng, dtype)
+
+    def __call__(self, x, lengths, dropout, memory=None):
+        qkv = self.qkv(self.norm(x))  # (N, 3D)
+        if memory is None:
+            attended = causal_attention(qkv, self.positions, lengths, self.heads)
+        else:
+            qkv, context = memory.extend("qkv", qkv, self.positions.shape[0] - 1)
+            attended = causal_attention(qkv, self.positions, lengths, self.heads, np.array([context]))
+        return ops.linear_dropout_residual(x, attended, self.out.weight, self.out.bias, 1.0, *dropout.next())
+
+
+class Convolution(Module):
+    """x + dropout(W2 swish(norm(depthwise(glu(W1 norm(x))))))."""
+
+    def __init__(self, config, rng, dtype):
+        width, taps = config.width, config.kernel
+        self.norm = LayerNorm(width, dtype=dtype)
+        self.gated = Linear(width, 2 * width, rng, dtype)
+        bound = 1 / np.sqrt(taps)
+        self.kernel = parameter(rng.uniform(-bound, bound, (taps, width)).astype(dtype))
+        self.bias = parameter(np.zeros(width, dtype))
+        self.inner_norm = LayerNorm(width, swish=True, dtype=dtype)
+        self.out = Linear(width, width, rng, dtype)
+
+    def __call__(self, x, lengths, dropout, memory=None):
+        h = ops.linear_glu(self.norm(x), self.gated.weight, self.gated.bias)  # (N, D)
+        context = 0
+        if memory is not None:
+            h, context = memory.extend("conv", h, len(self.kernel.data) - 1)
+        h = self.inner_norm(depthwise_convolution(h, self.kernel, self.bias, lengths, context))
+        return ops.linear_dropout_residual(x, h, self.out.weight, self.out.bias, 1.0, *dropout.next())
+
+
+class Block(Module):
+    """The macaron: half a feed-forward, attention, convolution, the other half, layer norm."""
+
+    def __init__(self, config, rng, dtype):
+        self.feed_forward_1 = FeedForward(config, rng, dtype)
+        self.attention = Attention(config, rng, dtype)
+        self.convolution = Convolution(config, rng, dtype)
+        self.feed_forward_2 = FeedForward(config, rng, dtype)
+        self.norm = LayerNorm(config.width, dtype=dtype)
+
+    def __call__(self, x, lengths, dropout=NO_DROPOUT, memory=None):
+        x = self.feed_forward_1(x, dropout)
+        x = self.attention(x, lengths, dropout, memory)
+        x = self.convolution(x, lengths, dropout, memory)
+        x = self.feed_forward_2(x, dropout)
+        return self.norm(x)
+
+
+class Conformer(Module):
+    """features (sum T, F), lengths (B,) -> rows (sum T', D), lengths' (B,) with T' = ceil(T / 2) per pool."""
+
+    def __init__(self, config, rng, dtype=np.float32):
+        self.config = config
+        self.input = Linear(config.features, config.width, rng, dtype)
+        self.blocks = [Block(config, rng, dtype) for _ in range(config.blocks)]
+
+    def __call__(self, features, lengths, dropout=NO_DROPOUT):
+        x = self.input(features)
+        lengths = np.asarray(lengths, dtype=np.int64)
+        for i, block in enumerate(self.blocks):
+            x = block(x, lengths, NO_DROPOUT if i == 0 else dropout)
+            if i < self.config.pools:
+                x, lengths = max_pool(x, lengths), pooled_lengths(lengths)
+        return x, lengths
+
+    def output_lengths(self, lengths):
+        """Rows that come out for utterances of `lengths` feature rows."""
+        for _ in range(self.config.pools):
+            lengths = pooled_lengths(lengths)
+        return lengths
+
+
+class _Memory:
+    """What one block must remember of the rows it has already seen."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def extend(self, name, new, keep):
+        """Put the remembered rows in front of `new`; remember the last `keep`.  -> (Tensor, context rows)."""
+        old = self.rows.get(name, new.data[:0])
+        both = np.concatenate([old, new.data])
+        self.rows[name] = both[max(0, len(both) - keep) :].copy()
+        return Tensor(both), len(old)
+
+
+class EncoderStream:
+    """Feeds one utterance to a Conformer in pieces: `push(features)` and at the end `finish()`.
+
+    Concatenated, what they return equals the encoder's output for the whole utterance.  Every operation
+    does the same arithmetic per row; only BLAS may round differently for another number of rows.
+    """
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.memories = [_Memory() for _ in encoder.blocks]
+        self.unpaired = [None] * encoder.config.pools  # a row waiting for its partner, per pool
+
+    def push(self, features):
+        """features (k, F) -> the output rows (m, D) that are complete with them, m may be 0."""
+        return self._run(features, last=False)
+
+    def finish(self):
+        """The rows that were waiting for a partner."""
+        return self._run(np.zeros((0, self.encoder.config.features), np.float32), last=True)
+
+    def _run(self, features, last):
+        encoder = self.encoder
+        with no_grad():
+            x = encoder.input(Tensor(np.asarray(features, encoder.input.weight.data.dtype))).data
+            for i, block in enumerate(encoder.blocks):
+                if len(x):
+                    x = block(Tensor(x), np.array([len(x)]), memory=self.memories[i]).data
+                if i < encoder.config.pools:
+                    x = self._pool(i, x, last)
+        return x
+
+    def _pool(self, i, x, last):
+        if self.unpaired[i] is not None:
+            x = np.concatenate([self.unpaired[i], x])
+        ready = len(x) if last else len(x) // 2 * 2
+        self.unpaired[i] = x[ready:].copy() if ready < len(x) else None
+        return max_pool(Tensor(x[:ready]), [ready]).data if ready else x[:0]

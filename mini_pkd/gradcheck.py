@@ -1,0 +1,66 @@
+"""The gradient checker: for tests, notebooks and students alike.
+
+For a function f of several arrays, a random direction v and a random cotangent w, reverse mode must give
+
+    <w, J v>  =  <J^T w, v>
+
+The left side is measured by central differences, [<w, f(x + h v)> - <w, f(x - h v)>] / 2h, whose error is
+O(h^2) + O(eps / h); the right side is what backward() says.  The direction tests all inputs at once, the
+cotangent all outputs.  A cotangent of all ones would not do: the rows of a softmax sum to one, so a
+softmax whose backward returns zeros passes that test.
+"""
+
+import numpy as np
+
+from .tensor import Tensor
+
+
+def gradcheck(function, inputs, seed=0, step=1e-5, trials=3):
+    """Largest relative disagreement over `trials` random (direction, cotangent) pairs, in float64.
+
+    function   takes Tensors (one per input) and returns a Tensor
+    inputs     arrays; they are copied to float64
+    Each input is also moved alone, so that a small wrong gradient cannot hide behind a large right one.
+    Returns |measured - claimed| / max(|measured|, |claimed|, 1e-3 x the scale of the terms).
+
+    >>> from mini_pkd import ops
+    >>> x, y = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(2, 3, 6).reshape(2, 3)
+    >>> bool(gradcheck(ops.multiply, [x, y]) < 1e-8)
+    True
+    """
+    rng = np.random.default_rng(seed)
+    inputs = [np.array(x, dtype=np.float64) for x in inputs]
+    worst = 0.0
+    for _ in range(trials):
+        tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]
+        out = function(*tensors)
+        cotangent = rng.standard_normal(out.shape)
+        out.backward(cotangent)
+        directions = [rng.standard_normal(x.shape) for x in inputs]
+        claims = [
+            0.0 if t.grad is None else float((t.grad * v).sum()) for t, v in zip(tensors, directions, strict=True)
+        ]
+        for moved in [*range(len(inputs)), "all"]:
+            chosen = [v if moved in (i, "all") else np.zeros_like(v) for i, v in enumerate(directions)]
+            plus, minus = (
+                float((cotangent * _value(function, inputs, chosen, sign * step)).sum()) for sign in (1, -1)
+            )
+            measured = (plus - minus) / (2 * step)
+            claimed = sum(claims) if moved == "all" else claims[moved]
+            scale = max(abs(measured), abs(claimed), 1e-3 * max(map(abs, claims)), 1e-12)
+            worst = max(worst, abs(measured - claimed) / scale)
+    return worst
+
+
+def _value(function, inputs, directions, step):
+    return function(*[Tensor(x + step * v) for x, v in zip(inputs, directions, strict=True)]).data
+
+
+if __name__ == "__main__":
+    from . import ops
+    from .tensor import record
+
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    print(f"tanh, as in ops.py:           disagreement {gradcheck(ops.tanh_, [x]):.1e}")
+    wrong = lambda t: record(np.tanh(t.data), [t], lambda g: (1.001 * g * (1 - np.tanh(t.data) ** 2),))  # noqa: E731
+    print(f"tanh, gradient 0.1 % too big: disagreement {gradcheck(wrong, [x]):.1e}")

@@ -1,0 +1,100 @@
+"""Modules: parameters with names, and the layers that every part of the model is built from.
+
+A module is a plain object whose attributes are parameters (Tensors), other modules, or lists of modules.
+Names follow the attributes ("encoder.blocks.3.attention.qkv.weight"), in the order of their creation:
+that order is the layout of checkpoints and of the optimizer's flat buffer.
+
+Weights are drawn uniformly in +-1/sqrt(fan_in) (the range of LeCun et al. 1998), biases are zero.
+"""
+
+import numpy as np
+
+from . import ops
+from .tensor import Tensor
+
+
+def parameter(values):
+    """A leaf tensor that training will change."""
+    return Tensor(values, requires_grad=True)
+
+
+class Module:
+    """Attributes that are parameters or modules are found by `named_parameters`."""
+
+    def named_parameters(self, prefix=""):
+        """{"blocks.0.norm.gain": Tensor, ...} in order of creation; a shared tensor appears once."""
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                if value.requires_grad and not any(value is other for other in found.values()):
+                    found[prefix + name] = value
+            elif isinstance(value, Module):
+                found.update(value.named_parameters(f"{prefix}{name}."))
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        found.update(item.named_parameters(f"{prefix}{name}.{i}."))
+        return found
+
+    def num_parameters(self):
+        """How many numbers training changes."""
+        return sum(p.data.size for p in self.named_parameters().values())
+
+    def astype(self, dtype):
+        """Convert every parameter in place (float64 for gradient checks); returns self."""
+        for p in self.named_parameters().values():
+            p.data = p.data.astype(dtype)
+        return self
+
+
+class Linear(Module):
+    """y = x W + b.  `weight` (inputs, outputs), `bias` (outputs,)."""
+
+    def __init__(self, inputs, outputs, rng, dtype=np.float32):
+        bound = 1 / np.sqrt(inputs)
+        self.weight = parameter(rng.uniform(-bound, bound, (inputs, outputs)).astype(dtype))
+        self.bias = parameter(np.zeros(outputs, dtype))
+
+    def __call__(self, x):
+        return ops.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Each row to mean 0 and variance 1, then gain and bias; with swish behind it if asked."""
+
+    def __init__(self, width, swish=False, dtype=np.float32):
+        self.gain, self.bias = parameter(np.ones(width, dtype)), parameter(np.zeros(width, dtype))
+        self.swish = swish
+
+    def __call__(self, x):
+        return ops.layer_norm(x, self.gain, self.bias, swish=self.swish)
+
+
+class Embedding(Module):
+    """A table (V, J) of one row per symbol."""
+
+    def __init__(self, symbols, width, rng, dtype=np.float32):
+        self.table = parameter((rng.standard_normal((symbols, width)) / np.sqrt(width)).astype(dtype))
+
+    def __call__(self, ids):
+        return ops.embedding(self.table, ids)
+
+
+class DropoutKeys:
+    """The random numbers of one training step: a rate, and a new 32-bit key for every dropout in turn.
+
+    The keys come from `rng`, which the training loop derives from (seed, model, step): a resumed run drops
+    the same elements.  NO_DROPOUT has rate 0.
+    """
+
+    def __init__(self, rate, rng=None):
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout rate {rate} is outside [0, 1)")
+        self.rate, self._rng = float(rate), rng
+
+    def next(self):
+        """(rate, key) of the next dropout."""
+        return self.rate, int(self._rng.integers(2**32)) if self.rate else 0
+
+
+NO_DROPOUT = DropoutKeys(0.0)

@@ -1,0 +1,312 @@
+"""Differentiable operations on rows: value and gradient side by side.
+
+Everything here works row by row on a ragged batch laid end to end, `(N, D)`, and so never looks at
+lengths.  What mixes rows of one utterance lives in files of its own: attention.py, convolution.py, lstm.py.
+
+Most of a small conformer's time is not matrix products but the passes over memory between them, so
+each chain of elementwise steps is one numba kernel, forward and backward:
+
+    linear                     x W + b
+    linear_swish_dropout       dropout(swish(x W + b))                the wide half of a feed-forward module
+    linear_dropout_residual    x + scale dropout(h W + b)             the end of every module
+    linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
+    layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
+
+Matrix products are numpy's (BLAS).  Kernels take float32 and float64; each output row is written by one
+iteration of `prange`, and sums over rows go through a fixed number of partial sums, so results do not
+depend on how many threads share the work.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .simd import REORDER, exp, random_bits, row_key
+from .tensor import record
+
+BLOCKS = 64  # partial sums in reductions over rows: more than any machine's useful threads at these sizes
+
+
+# --- the plain operations -------------------------------------------------------------------------
+
+
+def add(x, y):
+    """x + y, equal shapes."""
+    return record(x.data + y.data, [x, y], lambda g: (g, g))
+
+
+def multiply(x, y):
+    """x * y elementwise, equal shapes."""
+    return record(x.data * y.data, [x, y], lambda g: (g * y.data, g * x.data))
+
+
+def scale(x, factor):
+    """factor * x for a number `factor`."""
+    factor = x.data.dtype.type(factor)
+    return record(x.data * factor, [x], lambda g: (g * factor,))
+
+
+def total(x):
+    """The sum of all elements, a scalar."""
+    return record(x.data.sum(), [x], lambda g: (np.broadcast_to(g, x.shape),))
+
+
+def tanh_(x):
+    """tanh(x) elementwise."""
+    y = np.tanh(x.data)
+    return record(y, [x], lambda g: (g * (1 - y * y),))
+
+
+def embedding(table, ids):
+    """Rows `ids (N,)` of `table (V, J)`: (N, J).  The gradient adds rows back, repeated ids included."""
+
+    def backward(g):
+        gradient = np.zeros_like(table.data)
+        np.add.at(gradient, ids, g)
+        return (gradient,)
+
+    return record(table.data[ids], [table], backward)
+
+
+def dropout(x, rate, key):
+    """x with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
+
+    Which ones is a pure function of the 32-bit `key` and the position.  rate 0 returns x itself.
+    """
+    if rate == 0:
+        return x
+
+    def backward(g):
+        dx = np.empty_like(g)
+        _dropout(g, rate, key, dx)
+        return (dx,)
+
+    y = np.empty_like(x.data)
+    _dropout(x.data, rate, key, y)
+    return record(y, [x], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _dropout(x, rate, key, out):
+    threshold, grow, zero = np.uint32(rate * 4294967295.0), x.dtype.type(1.0 / (1.0 - rate)), x.dtype.type(0)
+    for n in prange(x.shape[0]):
+        start = row_key(key, n)
+        for d in range(x.shape[1]):
+            out[n, d] = x[n, d] * grow if random_bits(start, d) >= threshold else zero
+
+
+# --- linear, alone and with what follows it -----------------------------------------------------------
+
+
+def linear(x, weight, bias=None):
+    """x W + b: (N, I) x (I, O) -> (N, O)."""
+    y = x.data @ weight.data
+    if bias is None:
+        return record(y, [x, weight], lambda g: (g @ weight.data.T, x.data.T @ g))
+    y += bias.data
+
+    def backward(g):
+        return _input_gradient(x, g, weight), x.data.T @ g, column_sum(g)
+
+    return record(y, [x, weight, bias], backward)
+
+
+def _input_gradient(x, g, weight):
+    return g @ weight.data.T if x.requires_grad else None  # features need none: that GEMM is saved
+
+
+def column_sum(g):
+    """Sum over rows, (N, O) -> (O,): as a matrix product, because BLAS reads g once with all threads."""
+    return np.ones(len(g), dtype=g.dtype) @ g
+
+
+def linear_swish_dropout(x, weight, bias, rate, key):
+    """dropout(swish(x W + b)): (N, I) -> (N, O), with swish(z) = z sigmoid(z) (Ramachandran et al. 2017)."""
+    z = x.data @ weight.data  # (N, O); kept for backward, where it is overwritten by its own gradient
+    y = np.empty_like(z)
+    _bias_swish_dropout(z, bias.data, rate, key, y)
+
+    def backward(g):
+        _bias_swish_dropout_backward(g, z, bias.data, rate, key)
+        return _input_gradient(x, z, weight), x.data.T @ z, column_sum(z)
+
+    return record(y, [x, weight, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _bias_swish_dropout(z, bias, rate, key, out):
+    N, D = z.shape
+    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
+    threshold = np.uint32(rate * 4294967295.0)
+    for n in prange(N):
+        if rate == 0.0:
+            for d in range(D):
+                v = z[n, d] + bias[d]
+                out[n, d] = v / (one + exp(-v))
+        else:
+            start = row_key(key, n)
+            for d in range(D):
+                v = z[n, d] + bias[d]
+                y = grow * v / (one + exp(-v))
+                out[n, d] = y if random_bits(start, d) >= threshold else zero
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _bias_swish_dropout_backward(g, z, bias, rate, key):
+    # d/dv [v s(v)] = s + v s (1 - s).  dz replaces z.
+    N, D = z.shape
+    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
+    threshold = np.uint32(rate * 4294967295.0)
+    for n in prange(N):
+        if rate == 0.0:
+            for d in range(D):
+                v = z[n, d] + bias[d]
+                s = one / (one + exp(-v))
+                z[n, d] = g[n, d] * s * (one + v * (one - s))
+        else:
+            start = row_key(key, n)
+            for d in range(D):
+                v = z[n, d] + bias[d]
+                s = one / (one + exp(-v))
+                dv = g[n, d] * grow * s * (one + v * (one - s))
+                z[n, d] = dv if random_bits(start, d) >= threshold else zero
+
+
+def linear_dropout_residual(x, h, weight, bias, factor, rate, key):
+    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D).  Saves nothing but its inputs."""
+    y = h.data @ weight.data  # (N, D)
+    _bias_dropout_residual(x.data, y, bias.data, factor, rate, key)
+
+    def backward(g):
+        dy = np.empty_like(g)
+        _dropout(g, rate, key, dy) if rate else np.copyto(dy, g)
+        dy *= dy.dtype.type(factor)
+        return g, dy @ weight.data.T, h.data.T @ dy, column_sum(dy)
+
+    return record(y, [x, h, weight, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _bias_dropout_residual(x, y, bias, factor, rate, key):
+    N, D = y.shape
+    plain, zero = y.dtype.type(factor), y.dtype.type(0)
+    grow, threshold = y.dtype.type(factor / (1.0 - rate)), np.uint32(rate * 4294967295.0)
+    for n in prange(N):
+        if rate == 0.0:
+            for d in range(D):
+                y[n, d] = x[n, d] + plain * (y[n, d] + bias[d])
+        else:
+            start = row_key(key, n)
+            for d in range(D):
+                v = grow * (y[n, d] + bias[d])
+                y[n, d] = x[n, d] + (v if random_bits(start, d) >= threshold else zero)
+
+
+def linear_glu(x, weight, bias):
+    """Gated linear unit of Dauphin et al. 2017: split x W + b (N, 2D) into a | b, return a sigmoid(b) (N, D)."""
+    z = x.data @ weight.data  # (N, 2D); overwritten by its gradient in backward
+    y = np.empty((len(z), z.shape[1] // 2), dtype=z.dtype)
+    _bias_glu(z, bias.data, y)
+
+    def backward(g):
+        _bias_glu_backward(g, z, bias.data)
+        return _input_gradient(x, z, weight), x.data.T @ z, column_sum(z)
+
+    return record(y, [x, weight, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _bias_glu(z, bias, out):
+    N, D = out.shape
+    one = z.dtype.type(1)
+    for n in prange(N):
+        for d in range(D):
+            out[n, d] = (z[n, d] + bias[d]) / (one + exp(-(z[n, D + d] + bias[D + d])))
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _bias_glu_backward(g, z, bias):
+    N, D = g.shape
+    one = z.dtype.type(1)
+    for n in prange(N):
+        for d in range(D):
+            left = z[n, d] + bias[d]
+            s = one / (one + exp(-(z[n, D + d] + bias[D + d])))
+            z[n, d] = g[n, d] * s
+            z[n, D + d] = g[n, d] * left * s * (one - s)
+
+
+# --- layer norm -----------------------------------------------------------------------------------------
+
+
+def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
+    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016); swish behind it if asked.
+
+    Kept for backward: mean and 1/std of each row.  The normalised row is recomputed, not stored.
+    """
+    N, D = x.shape
+    y = np.empty_like(x.data)
+    mean, inverse = np.empty(N, dtype=y.dtype), np.empty(N, dtype=y.dtype)
+    _layer_norm(x.data, gain.data, bias.data, epsilon, swish, y, mean, inverse)
+
+    def backward(g):
+        dx = np.empty_like(x.data)
+        partial = np.zeros((BLOCKS, 2, D), dtype=dx.dtype)
+        _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, dx, partial)
+        dgain, dbias = partial.sum(axis=0)
+        return dx, dgain, dbias
+
+    return record(y, [x, gain, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _layer_norm(x, gain, bias, epsilon, swish, out, mean, inverse):
+    N, D = x.shape
+    one = x.dtype.type(1)
+    for n in prange(N):
+        s = x.dtype.type(0)
+        for d in range(D):
+            s += x[n, d]
+        m = s / x.dtype.type(D)
+        s = x.dtype.type(0)
+        for d in range(D):  # a second pass: E[x^2] - E[x]^2 would cancel when the mean is large
+            s += (x[n, d] - m) * (x[n, d] - m)
+        r = one / np.sqrt(s / x.dtype.type(D) + x.dtype.type(epsilon))
+        mean[n], inverse[n] = m, r
+        if swish:
+            for d in range(D):
+                v = gain[d] * ((x[n, d] - m) * r) + bias[d]
+                out[n, d] = v / (one + exp(-v))
+        else:
+            for d in range(D):
+                out[n, d] = gain[d] * ((x[n, d] - m) * r) + bias[d]
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, dx, partial):
+    # With h = (x - mean) r and a = dL/dh:  dx = r (a - mean(a) - h mean(a h)).
+    N, D = x.shape
+    blocks = partial.shape[0]
+    one = x.dtype.type(1)
+    for block in prange(blocks):
+        a = np.empty(D, dtype=x.dtype)
+        dgain, dbias = partial[block, 0], partial[block, 1]
+        for n in range(N * block // blocks, N * (block + 1) // blocks):
+            m, r = mean[n], inverse[n]
+            for d in range(D):
+                a[d] = g[n, d]
+            if swish:
+                for d in range(D):
+                    v = gain[d] * ((x[n, d] - m) * r) + bias[d]
+                    s = one / (one + exp(-v))
+                    a[d] *= s * (one + v * (one - s))
+            for d in range(D):
+                dbias[d] += a[d]
+                dgain[d] += a[d] * ((x[n, d] - m) * r)
+                a[d] *= gain[d]
+            sum_a, sum_ah = x.dtype.type(0), x.dtype.type(0)
+            for d in range(D):
+                sum_a += a[d]
+                sum_ah += a[d] * (x[n, d] - m)
+            mean_a, mean_ah = sum_a / x.dtype.type(D), sum_ah * r / x.dtype.type(D)
+            for d in range(D):
+                dx[n, d] = r * (a[d] - mean_a - (x[n, d] - m) * r * mean_ah)

@@ -1,0 +1,702 @@
+"""The RNN-T loss: minus the log-probability of a transcript, summed over every way to align it.
+
+A transducer walks a lattice.  At node (t, u) it has consumed t frames and said u labels, and its joint
+network gives a distribution over V symbols there.  Symbol 0, blank, moves on to the next frame; the
+transcript's next label moves on to the next column, in the same frame:
+
+        u = 0        u = 1        u = 2
+          | - blank -> t + 1
+          |
+     -- label -> u + 1
+
+A path starts at (0, 0), and ends with the blank of the last node (T-1, U).  The loss is
+-ln sum over paths of the product of their probabilities (Graves 2012, arXiv 1211.3711).
+
+The file is a ladder; each step is tested against the one above:
+
+1. `brute_force`: adds up all the paths, one at a time;
+2. `readable`: the alpha / beta recursions in plain loops, with the gradient;
+3. `materialised_loss_and_gradients`: the same behind a joint network, all logits in one array;
+4. `walk`: what training uses.  The logits of one utterance of the paper (200 frames, 51 columns, 10026
+   symbols) are 409 MB, so they are made in chunks of nodes: hidden = tanh(enc[t] + pred[u]), one matrix
+   product, log-softmax, and only two numbers per node are kept, ln P(blank) and ln P(next label).
+   Forward-backward needs no more.  Then gradients, again chunk by chunk.  lattice_kl.py puts a teacher
+   into the same chunks.
+
+Conventions: `logits` are raw scores, `log_probs` are normalised.  Rows are ragged: utterance b has T_b
+rows of `enc`, U_b + 1 rows of `pred` and U_b labels, end to end.  All counts and offsets are int64.
+Left out: restricting the lattice to a band, and FastEmit-like regularisers.
+"""
+
+import itertools
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+from mini_pkd import UserError
+from mini_pkd.tensor import is_recording, record
+
+BLANK = 0
+CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
+KEEP_BYTES = 64 * 2**20  # an utterance bigger than this computes its logits twice instead of keeping them
+
+
+class LatticeError(UserError, ValueError):
+    """Lengths, labels and arrays that do not describe a lattice."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# 1. All paths, one at a time
+# ---------------------------------------------------------------------------------------------------
+
+
+def log_sum(terms):
+    """ln of a sum of exponentials, without overflow."""
+    largest = max(terms)
+    return largest if largest == -np.inf else largest + np.log(sum(np.exp(term - largest) for term in terms))
+
+
+def brute_force(log_probs, labels):
+    """The definition itself: -ln of the sum over all paths.  log_probs (T, U+1, V), labels (U,).
+
+    A path is an order of T blanks and U labels that ends with a blank: (T-1+U choose U) of them.
+
+    >>> half = np.log(np.full((2, 2, 2), 0.5))  # 2 frames, 1 label: two paths of three fair coin tosses
+    >>> print(round(brute_force(half, [1]), 6), round(-np.log(2 * 0.5**3), 6))
+    1.386294 1.386294
+    """
+    T, columns, _ = log_probs.shape
+    U = columns - 1
+    paths = []
+    for label_steps in itertools.combinations(range(T - 1 + U), U):
+        t = u = 0
+        total = 0.0
+        for step in range(T - 1 + U):
+            if step in label_steps:
+                total += log_probs[t, u, labels[u]]
+                u += 1
+            else:
+                total += log_probs[t, u, BLANK]
+                t += 1
+        paths.append(total + log_probs[t, u, BLANK])  # (t, u) is now (T-1, U)
+    return -log_sum(paths)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 2. The lesson: alpha, beta, and what they say about the gradient
+# ---------------------------------------------------------------------------------------------------
+
+
+def readable(log_probs, labels):
+    """Loss and d loss / d log_probs by the forward and backward variables.  log_probs (T, U+1, V).
+
+    alpha[t, u] = ln P(some path reaches (t, u)); a node is reached from the left or from above (eq. 16):
+        alpha[t, u] = ln( exp(alpha[t-1, u] + blank[t-1, u]) + exp(alpha[t, u-1] + label[t, u-1]) )
+    beta[t, u]  = ln P(the rest is said | we are at (t, u)), the same from the far end (eq. 18):
+        beta[t, u]  = ln( exp(blank[t, u] + beta[t+1, u]) + exp(label[t, u] + beta[t, u+1]) )
+    Both give the total: alpha[T-1, U] + blank[T-1, U] (eq. 17) and beta[0, 0].
+
+    The loss's derivative by the log-probability of one step is minus the probability that a path, given
+    the transcript, takes this step (eq. 20 in log space): everything before it, the step, everything after:
+        -exp( alpha[t, u] + blank[t, u] + beta[t+1, u] - total )
+    Only blanks and next labels occur in paths: all other entries of the gradient are zero.
+    """
+    T, columns, _ = log_probs.shape
+    U = columns - 1
+
+    alpha = np.full((T, columns), -np.inf)
+    for t in range(T):
+        for u in range(columns):
+            ways = [0.0] if t == u == 0 else []
+            if t > 0:
+                ways.append(alpha[t - 1, u] + log_probs[t - 1, u, BLANK])
+            if u > 0:
+                ways.append(alpha[t, u - 1] + log_probs[t, u - 1, labels[u - 1]])
+            alpha[t, u] = log_sum(ways)
+
+    beta = np.full((T + 1, columns), -np.inf)  # one row more: beyond the last frame ...
+    beta[T, U] = 0.0  # ... only the full transcript counts
+    for t in reversed(range(T)):
+        for u in reversed(range(columns)):
+            ways = [log_probs[t, u, BLANK] + beta[t + 1, u]]
+            if u < U:
+                ways.append(log_probs[t, u, labels[u]] + beta[t, u + 1])
+            beta[t, u] = log_sum(ways)
+
+    total = alpha[T - 1, U] + log_probs[T - 1, U, BLANK]
+    gradient = np.zeros(log_probs.shape)
+    for t in range(T):
+        for u in range(columns):
+            gradient[t, u, BLANK] = -np.exp(alpha[t, u] + log_probs[t, u, BLANK] + beta[t + 1, u] - total)
+            if u < U:
+                label = labels[u]
+                gradient[t, u, label] = -np.exp(alpha[t, u] + log_probs[t, u, label] + beta[t, u + 1] - total)
+    return -total, gradient
+
+
+# ---------------------------------------------------------------------------------------------------
+# 3. The oracle: the joint network with every logit in memory
+# ---------------------------------------------------------------------------------------------------
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def utterances(lengths, label_lengths):
+    """Slices of enc rows, pred rows and labels, utterance by utterance."""
+    enc_start, pred_start, _, label_start = lattice_offsets(lengths, label_lengths)
+    for b in range(len(lengths)):
+        yield tuple(slice(start[b], start[b + 1]) for start in (enc_start, pred_start, label_start))
+
+
+def materialised_loss_and_gradients(enc, pred, table, bias, labels, lengths, label_lengths):
+    """Losses (B,) and the gradients of their sum with respect to enc, pred, table and bias."""
+    losses = []
+    d_enc, d_pred, d_table, d_bias = (np.zeros_like(array) for array in (enc, pred, table, bias))
+    for enc_rows, pred_rows, label_rows in utterances(lengths, label_lengths):
+        hidden = np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None])  # (T, U+1, J)
+        log_probs = log_softmax(hidden @ table.T + bias)  # (T, U+1, V)
+        loss, d_log_probs = readable(log_probs, labels[label_rows])
+        losses.append(loss)
+        # through log-softmax: d_logits = d - P * (sum of d over the symbols)
+        d_logits = d_log_probs - np.exp(log_probs) * d_log_probs.sum(axis=-1, keepdims=True)
+        d_logits = d_logits.astype(enc.dtype)
+        d_table += np.einsum("tuv,tuj->vj", d_logits, hidden)
+        d_bias += d_logits.sum(axis=(0, 1))
+        d_sum = (d_logits @ table) * (1 - hidden**2)  # (T, U+1, J)
+        d_enc[enc_rows] = d_sum.sum(axis=1)
+        d_pred[pred_rows] = d_sum.sum(axis=0)
+    return np.array(losses), (d_enc, d_pred, d_table, d_bias)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 4. The fast version.  Geometry first: where things start
+# ---------------------------------------------------------------------------------------------------
+
+
+def lattice_offsets(lengths, label_lengths):
+    """Where each utterance starts, (B+1,) each: enc rows, pred rows, nodes, labels.
+
+    Node (t, u) of utterance b is node_start[b] + t * (U_b + 1) + u.  int64 throughout: with 10026 symbols 21
+    long utterances pass 2^31 logits, and int32 would wrap around without a word.
+
+    >>> [start.tolist() for start in lattice_offsets([2, 3], [2, 0])]
+    [[0, 2, 5], [0, 3, 4], [0, 6, 9], [0, 2, 2]]
+    """
+    T = np.asarray(lengths, dtype=np.int64)
+    U = np.asarray(label_lengths, dtype=np.int64)
+    return tuple(np.concatenate([[0], np.cumsum(count)]) for count in (T, U + 1, T * (U + 1), U))
+
+
+def check_lattice(networks, labels, lengths, label_lengths):
+    """Refuse, in one sentence, whatever would read outside an array or train on nonsense.
+
+    networks: a list of (name, (enc, pred, table, bias)).  Returns labels, lengths, label_lengths as int64.
+    """
+    checked = []
+    for name, array in (("labels", labels), ("lengths", lengths), ("label_lengths", label_lengths)):
+        array = np.asarray(array)
+        if array.size == 0:
+            array = array.astype(np.int64)
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise LatticeError(f"{name} must be a list of whole numbers, not {array.dtype} {array.shape}")
+        checked.append(np.ascontiguousarray(array, dtype=np.int64))
+    labels, lengths, label_lengths = checked
+    if len(lengths) == 0 or len(lengths) != len(label_lengths):
+        raise LatticeError(
+            f"a batch needs as many lengths as label_lengths and at least one, not {len(lengths)} and"
+            f" {len(label_lengths)}"
+        )
+    if lengths.min() < 1:
+        raise LatticeError(f"utterance {lengths.argmin()} of the batch has no encoder rows: leave it out")
+    if label_lengths.min() < 0 or label_lengths.sum() != len(labels):
+        raise LatticeError(f"label_lengths must add up to the {len(labels)} labels, and be 0 or more each")
+
+    V, dtype = networks[0][1][2].shape[0], networks[0][1][0].dtype
+    for name, (enc, pred, table, bias) in networks:
+        J = table.shape[-1]
+        expected = ((lengths.sum(), J), ((label_lengths + 1).sum(), J), (V, J), (V,))
+        shapes = (enc.shape, pred.shape, table.shape, bias.shape)
+        if shapes != expected:
+            plain = tuple(tuple(int(size) for size in shape) for shape in expected)
+            raise LatticeError(f"{name}'s enc, pred, table, bias have shapes {shapes}, not {plain}")
+        for array in (enc, pred, table, bias):
+            if array.dtype != dtype or dtype not in (np.float32, np.float64):
+                raise LatticeError(
+                    f"{name}'s arrays must all be float32 or all float64, not {array.dtype} and {dtype}"
+                )
+    if len(labels) and (labels.min() <= BLANK or labels.max() >= V):
+        wrong = labels[(labels <= BLANK) | (labels >= V)][0]
+        raise LatticeError(f"label {wrong} is not in 1..{V - 1}: is this the vocabulary of this model?")
+    return labels, lengths, label_lengths
+
+
+class Chunk:
+    """Some nodes that are processed together: whole utterances, or some frames of one utterance.
+
+    Either way it is a small ragged batch: block k has enc rows enc_start[k] .. enc_start[k+1], pred rows
+    pred_start[k] .. pred_start[k+1] and all the nodes between them, from node_start[k] (0 in the chunk).
+    """
+
+    def __init__(self, enc_start, pred_start, first_node, next_label):
+        self.enc_start, self.pred_start = enc_start, pred_start
+        frames, columns = np.diff(enc_start), np.diff(pred_start)
+        self.node_start = np.concatenate([[0], np.cumsum(frames * columns)])
+        self.size = int(self.node_start[-1])
+        self.nodes = slice(first_node, first_node + self.size)  # where they lie in the group's node arrays
+        # next_label[row] is the label that leads on from a pred row; -1 where there is none (u = U)
+        rows = zip(pred_start[:-1], pred_start[1:], frames, strict=True)
+        self.labels = np.concatenate([np.tile(next_label[a:z], T) for a, z, T in rows])  # per node
+
+
+def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
+    """Cut the batch into groups that share one forward-backward: yields (first, last + 1, chunks).
+
+    A group is some consecutive utterances of at most `rows` nodes together, in one chunk; or a single
+    utterance of at most `keep_rows` nodes, in one chunk; or a longer one in several chunks of whole frames.
+    """
+    next_label = np.full(pred_start[-1], -1, dtype=np.int64)
+    has_next = np.ones(len(next_label), dtype=bool)
+    has_next[pred_start[1:] - 1] = False
+    next_label[has_next] = labels
+
+    nodes = np.diff(enc_start) * np.diff(pred_start)
+    first = 0
+    while first < len(nodes):
+        last, total = first + 1, nodes[first]
+        while last < len(nodes) and total + nodes[last] <= rows:
+            total += nodes[last]
+            last += 1
+        if total <= max(rows, keep_rows):
+            chunks = [Chunk(enc_start[first : last + 1], pred_start[first : last + 1], 0, next_label)]
+        else:
+            columns = label_lengths[first] + 1
+            frames = max(1, rows // columns)
+            start, end = enc_start[first:last + 1]
+            chunks = []
+            for cut in range(start, end, frames):
+                enc_rows = np.array([cut, min(cut + frames, end)])
+                first_node = (cut - start) * columns
+                chunks.append(Chunk(enc_rows, pred_start[first : last + 1], first_node, next_label))
+        yield first, last, chunks
+        first = last
+
+
+# ---------------------------------------------------------------------------------------------------
+# Kernels.  Their exponentials: np.exp inside numba is a library call per element, a polynomial is not
+# ---------------------------------------------------------------------------------------------------
+
+# exp(x) = 2^k * exp(r) with k = round(x / ln 2) and |r| <= ln 2 / 2, where eight Taylor terms are off by less
+# than 5e-9.  ln 2 is subtracted in two parts, the first with so few bits that k times it is exact.  2^k is
+# made by writing k + 127 into a float's exponent field.  Below exp(-87) float32 ends: that is our zero.
+# A NaN must come out as a NaN (training relies on seeing it), hence the direction of the comparisons.
+# float64 takes numpy's functions.  1 / n! and so on are float32 literals, or numba would compute in float64.
+F = np.float32
+_LOG2E, _LN2_HIGH, _LN2_LOW = F(1 / np.log(2)), F(0.693359375), F(np.log(2) - 0.693359375)
+_C2, _C3, _C4, _C5, _C6, _C7 = F(1 / 2), F(1 / 6), F(1 / 24), F(1 / 120), F(1 / 720), F(1 / 5040)
+_EXACT = {"fastmath": {"contract"}}  # reassociation would merge the two parts of ln 2 again
+
+
+def fast_exp(x):
+    """exp, to about 1e-7 relative in float32, and fit for vector instructions; for use inside kernels."""
+    return np.exp(x)
+
+
+@overload(fast_exp, jit_options=_EXACT)
+def _fast_exp(x):
+    if x != types.float32:
+        return lambda x: np.exp(x)
+
+    def exp32(x):
+        x = F(-87) if x < F(-87) else x
+        x = F(88) if x > F(88) else x
+        k = np.floor(x * _LOG2E + F(0.5))
+        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r + F(1)
+        power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
+        return p * power.view(np.float32)
+
+    return exp32
+
+
+def fast_tanh(x):
+    """tanh, to about 3e-7 relative in float32, also for tiny x; for use inside kernels."""
+    return np.tanh(x)
+
+
+@overload(fast_tanh, jit_options=_EXACT)
+def _fast_tanh(x):
+    if x != types.float32:
+        return lambda x: np.tanh(x)
+
+    def tanh32(x):
+        # tanh(x) = m / (m + 2) with m = exp(2x) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0
+        x = x + x
+        x = F(-20) if x < F(-20) else x
+        x = F(20) if x > F(20) else x
+        k = np.floor(x * _LOG2E + F(0.5))
+        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r
+        power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+        m = power * p + (power - F(1))
+        return m / (m + F(2))
+
+    return tanh32
+
+
+# Sums in any order and fused multiply-adds are welcome in row kernels, where everything is finite;
+# "no infinities" and "no NaNs" are not promised.  Forward-backward is compiled without any of it.
+_SUMS = {"reassoc", "contract", "nsz"}
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+def row_max(row):
+    """The largest entry.  Eight running maxima, for one is a chain in which each step waits for the last."""
+    V = row.shape[0]
+    a = b = c = d = e = f = g = h = row[0]
+    whole = V - V % 8
+    for k in range(0, whole, 8):
+        a, b, c, d = max(a, row[k]), max(b, row[k + 1]), max(c, row[k + 2]), max(d, row[k + 3])
+        e, f, g, h = max(e, row[k + 4]), max(f, row[k + 5]), max(g, row[k + 6]), max(h, row[k + 7])
+    for k in range(whole, V):
+        a = max(a, row[k])
+    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+def hidden_rows(enc, pred, enc_start, pred_start, node_start, hidden):
+    """hidden[node] = tanh(enc[t] + pred[u]) for the nodes of a chunk; one iteration per enc row."""
+    first = enc_start[0]
+    for i in prange(enc_start[-1] - first):
+        k = np.searchsorted(enc_start, first + i, side="right") - 1
+        columns = pred_start[k + 1] - pred_start[k]
+        node = node_start[k] + (first + i - enc_start[k]) * columns
+        e = enc[first + i]
+        for u in range(columns):
+            p, h = pred[pred_start[k] + u], hidden[node + u]
+            for j in range(h.shape[0]):
+                h[j] = fast_tanh(e[j] + p[j])
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+def hidden_rows_backward(d_hidden, hidden, enc_start, pred_start, node_start, d_enc, d_pred):
+    """Through tanh (in place), then sum over columns into d_enc and over frames into d_pred.
+
+    Every output row is written by one iteration and always in the same order, so threads change no bit.
+    """
+    first = enc_start[0]
+    for i in prange(enc_start[-1] - first):
+        k = np.searchsorted(enc_start, first + i, side="right") - 1
+        columns = pred_start[k + 1] - pred_start[k]
+        node = node_start[k] + (first + i - enc_start[k]) * columns
+        out = d_enc[first + i]
+        for u in range(columns):
+            d, h = d_hidden[node + u], hidden[node + u]
+            for j in range(h.shape[0]):
+                x = d[j] - d[j] * h[j] * h[j]
+                d[j] = x
+                out[j] += x
+    first = pred_start[0]
+    for i in prange(pred_start[-1] - first):
+        k = np.searchsorted(pred_start, first + i, side="right") - 1
+        columns = pred_start[k + 1] - pred_start[k]
+        out = d_pred[first + i]
+        for node in range(node_start[k] + first + i - pred_start[k], node_start[k + 1], columns):
+            d = d_hidden[node]
+            for j in range(d.shape[0]):
+                out[j] += d[j]
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+def softmax_rows(logits, bias, node_labels, blank, label):
+    """Logits (without bias) become probabilities, in place; ln P(blank) and ln P(label) are noted."""
+    one = logits.dtype.type(1)
+    for n in prange(logits.shape[0]):
+        row = logits[n]
+        for k in range(row.shape[0]):
+            row[k] += bias[k]
+        largest = row_max(row)
+        y = node_labels[n]
+        blank[n] = row[0] - largest
+        label[n] = row[y] - largest if y >= 0 else -np.inf
+        total = one - one
+        for k in range(row.shape[0]):
+            e = fast_exp(row[k] - largest)
+            row[k] = e
+            total += e
+        log_total = np.log(np.float64(total))
+        blank[n] -= log_total
+        label[n] -= log_total
+        inverse = one / total
+        for k in range(row.shape[0]):
+            row[k] *= inverse
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+def logit_gradients(probs, kl_gradients, node_labels, d_blank, d_label, rnnt_weight, kl_weight):
+    """Probabilities become the gradient of the loss with respect to the logits, in place.
+
+    d ln P(k) / d logit(i) = [i = k] - P(i), so: d_blank ([i = blank] - P(i)) + d_label ([i = label] - P(i)),
+    plus the distillation's part, which lattice_kl.py has left in kl_gradients (None without a teacher).
+    """
+    for n in prange(probs.shape[0]):
+        row = probs[n]
+        at_blank, at_label = rnnt_weight * d_blank[n], rnnt_weight * d_label[n]
+        weight = row.dtype.type(-(at_blank + at_label))
+        if kl_gradients is None:
+            for k in range(row.shape[0]):
+                row[k] *= weight
+        else:
+            kl_row, c = kl_gradients[n], row.dtype.type(kl_weight)
+            for k in range(row.shape[0]):
+                row[k] = row[k] * weight + c * kl_row[k]
+        row[0] += row.dtype.type(at_blank)
+        if node_labels[n] >= 0:
+            row[node_labels[n]] += row.dtype.type(at_label)
+
+
+@njit(cache=True, nogil=True)
+def log_add(a, b):
+    """ln(exp(a) + exp(b)), also for -inf: hence no fastmath here."""
+    if a < b:
+        a, b = b, a
+    if b == -np.inf:
+        return a
+    return a + np.log1p(np.exp(b - a))
+
+
+@njit(cache=True, nogil=True)
+def lattice_alpha(blank, label, alpha):
+    """Fill alpha (T, U+1); returns the total.  The same recursion as in `readable`."""
+    T, columns = blank.shape
+    alpha[0, 0] = 0.0
+    for u in range(1, columns):
+        alpha[0, u] = alpha[0, u - 1] + label[0, u - 1]
+    for t in range(1, T):
+        alpha[t, 0] = alpha[t - 1, 0] + blank[t - 1, 0]
+        for u in range(1, columns):
+            alpha[t, u] = log_add(alpha[t - 1, u] + blank[t - 1, u], alpha[t, u - 1] + label[t, u - 1])
+    return alpha[T - 1, columns - 1] + blank[T - 1, columns - 1]
+
+
+@njit(cache=True, nogil=True)
+def lattice_beta(blank, label, beta):
+    """Fill beta (T, U+1); returns the total."""
+    T, columns = blank.shape
+    U = columns - 1
+    beta[T - 1, U] = blank[T - 1, U]
+    for u in range(U - 1, -1, -1):
+        beta[T - 1, u] = label[T - 1, u] + beta[T - 1, u + 1]
+    for t in range(T - 2, -1, -1):
+        beta[t, U] = blank[t, U] + beta[t + 1, U]
+        for u in range(U - 1, -1, -1):
+            beta[t, u] = log_add(blank[t, u] + beta[t + 1, u], label[t, u] + beta[t, u + 1])
+    return beta[0, 0]
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def forward_backward(blank, label, node_start, columns, gradients, d_blank, d_label, totals):
+    """Totals (B, 2) by alpha and by beta, and the gradients of each utterance's loss, if wanted.
+
+    blank, label, d_blank, d_label: one float64 per node.  Utterances are independent: one iteration each.
+    """
+    for b in prange(columns.shape[0]):
+        first, end, C = node_start[b], node_start[b + 1], columns[b]
+        T = (end - first) // C
+        blank_b, label_b = blank[first:end].reshape(T, C), label[first:end].reshape(T, C)
+        alpha = np.empty((T, C))
+        total = lattice_alpha(blank_b, label_b, alpha)
+        totals[b, 0] = totals[b, 1] = total
+        if gradients:
+            beta = np.empty((T, C))
+            totals[b, 1] = lattice_beta(blank_b, label_b, beta)
+            d_blank_b, d_label_b = d_blank[first:end].reshape(T, C), d_label[first:end].reshape(T, C)
+            for t in range(T):
+                for u in range(C):
+                    arrived = alpha[t, u] - total
+                    d_label_b[t, u] = -np.exp(arrived + label_b[t, u] + beta[t, u + 1]) if u < C - 1 else 0.0
+                    d_blank_b[t, u] = -np.exp(arrived + blank_b[t, u] + beta[t + 1, u]) if t < T - 1 else 0.0
+            d_blank_b[T - 1, C - 1] = -np.exp(alpha[T - 1, C - 1] + blank_b[T - 1, C - 1] - total)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The walk
+# ---------------------------------------------------------------------------------------------------
+
+_scratch = {}  # large buffers live on between calls: fresh memory costs a page fault every 4 kB
+
+
+def scratch(name, rows, columns, dtype):
+    """A (rows, columns) array that is valid until the next request of the same name.  Not thread-safe."""
+    key, size = (name, np.dtype(dtype)), rows * columns
+    if key not in _scratch or _scratch[key].size < size:
+        _scratch[key] = None  # let the old one go before the new one comes
+        _scratch[key] = np.empty(size, dtype)
+    return _scratch[key][:size].reshape(rows, columns)
+
+
+def joint_logits(network, chunk, name):
+    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers."""
+    enc, pred, table, _ = network
+    hidden = scratch(name + " hidden", chunk.size, table.shape[1], enc.dtype)
+    logits = scratch(name + " logits", chunk.size, table.shape[0], enc.dtype)
+    hidden_rows(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, hidden)
+    np.matmul(hidden, table.T, out=logits)
+    return hidden, logits
+
+
+def walk(
+    student, labels, lengths, label_lengths, gradients=True, rnnt_weight=1.0,
+    teacher=None, compare=None, kl_weight=0.0, chunk_bytes=None, keep_bytes=None,
+):  # fmt: skip
+    """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
+
+    student, teacher  (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
+    compare           compare(logits, bias, teacher_logits, teacher_bias, node_labels, blank, label, kl), as
+                      lattice_kl.py makes it: does what softmax_rows does, fills kl (one number per node) and
+                      leaves d kl / d logits in teacher_logits
+    chunk_bytes       logits (both networks') that are alive together
+    keep_bytes        an utterance with more than that computes its logits a second time for the gradients:
+                      4/3 of the arithmetic (with a teacher 3/2), for memory that does not grow with it
+
+    Returns RNN-T losses (B,), KL (B,), and the gradients of
+    rnnt_weight * sum of losses + kl_weight * sum of KL by enc, pred, table and bias, or None.
+    """
+    enc, pred, table, bias = student
+    V, J = table.shape
+    B = len(lengths)
+    enc_start, pred_start, _, _ = lattice_offsets(lengths, label_lengths)
+
+    node_bytes = V * enc.itemsize * (1 if teacher is None else 2)
+    # At least J rows: each chunk adds a (V, J) product into d_table, which should not cost more than the
+    # (rows, V) logits themselves.
+    rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // node_bytes, J)
+    keep_rows = (KEEP_BYTES if keep_bytes is None else keep_bytes) // node_bytes
+
+    losses, kl_sums = np.empty(B), np.zeros(B)
+    grads = tuple(np.zeros_like(array) for array in student) if gradients else None
+
+    def forward(chunk, blank, label, kl):
+        """Probabilities (and in the second array the KL's gradient) of a chunk."""
+        kl_gradients = None
+        if teacher is not None:
+            _, kl_gradients = joint_logits(teacher, chunk, "teacher")
+        hidden, logits = joint_logits(student, chunk, "student")
+        if teacher is None:
+            softmax_rows(logits, bias, chunk.labels, blank[chunk.nodes], label[chunk.nodes])
+        else:
+            compare(
+                logits, bias, kl_gradients, teacher[3], chunk.labels, blank[chunk.nodes], label[chunk.nodes],
+                kl[chunk.nodes],
+            )  # fmt: skip
+        return hidden, logits, kl_gradients
+
+    for first, last, chunks in plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
+        nodes = chunks[-1].nodes.stop
+        blank, label, d_blank, d_label, kl = scratch("nodes", 5, nodes, np.float64)
+        for chunk in chunks:
+            kept = forward(chunk, blank, label, kl)
+
+        columns = label_lengths[first:last] + 1
+        node_start = np.concatenate([[0], np.cumsum(lengths[first:last] * columns)])
+        totals = np.empty((last - first, 2))
+        forward_backward(blank, label, node_start, columns, gradients, d_blank, d_label, totals)
+        losses[first:last] = -totals[:, 0]
+        if teacher is not None:
+            kl_sums[first:last] = np.add.reduceat(kl, node_start[:-1])
+        if not gradients:
+            continue
+
+        for chunk in chunks:
+            if len(chunks) > 1:
+                kept = forward(chunk, blank, label, kl)
+            hidden, probs, kl_gradients = kept
+            logit_gradients(
+                probs, kl_gradients, chunk.labels, d_blank[chunk.nodes], d_label[chunk.nodes],
+                float(rnnt_weight), float(kl_weight),
+            )  # fmt: skip
+            joint_backward(probs, hidden, table, chunk, grads)
+    return losses, kl_sums, grads
+
+
+def joint_backward(d_logits, hidden, table, chunk, grads):
+    """From a chunk's d_logits (nodes, V) into the gradients of the joint's inputs."""
+    d_enc, d_pred, d_table, d_bias = grads
+    d_bias += np.ones(chunk.size, hidden.dtype) @ d_logits  # .sum(0) would use one thread
+    d_table += np.matmul(d_logits.T, hidden, out=scratch("d_table", *table.shape, table.dtype))
+    # the teacher's hidden rows are not needed any more: their buffer serves again
+    d_hidden = np.matmul(d_logits, table, out=scratch("teacher hidden", *hidden.shape, hidden.dtype))
+    hidden_rows_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, d_enc, d_pred)
+
+
+def record_scalar(value, inputs, grads):
+    """Put a loss on the tape whose gradients are known already; backward only multiplies."""
+
+    def backward(cotangent):
+        if cotangent != 1:
+            for gradient in grads:
+                gradient *= cotangent
+        return grads
+
+    return record(np.asarray(value, dtype=inputs[0].data.dtype), inputs, backward)
+
+
+def wants_gradients(inputs):
+    return is_recording() and any(tensor.requires_grad for tensor in inputs)
+
+
+def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **budgets):
+    """The mean RNN-T loss of a batch as a Tensor, and each utterance's own loss (B,) as an array.
+
+    enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here
+    and now, while the logits are at hand, and only scaled by backward(); under no_grad() they are left out.
+    budgets: chunk_bytes and keep_bytes of `walk`.
+    """
+    inputs = (enc, pred, table, bias)
+    student = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)
+    labels, lengths, label_lengths = check_lattice([("model", student)], labels, lengths, label_lengths)
+    losses, _, grads = walk(
+        student, labels, lengths, label_lengths, wants_gradients(inputs), 1 / len(lengths), **budgets
+    )
+    return record_scalar(losses.mean(), inputs, grads), losses
+
+
+if __name__ == "__main__":
+    import time
+
+    from mini_pkd.tensor import Tensor, no_grad
+
+    scores = np.array([
+        [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.2, 0.8, 0.1]],
+        [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1], [0.7, 0.1, 0.2, 0.1, 0.1]],
+    ])  # fmt: skip
+    log_probs = log_softmax(scores)
+    print("2 frames, labels 1 and 2, 5 symbols: the standard case of the literature, 4.495666")
+    loss, gradient = readable(log_probs, [1, 2])
+    print(f"  alpha and beta  {loss:.6f}\n  all 3 paths     {brute_force(log_probs, [1, 2]):.6f}")
+    print("P(path takes the blank here)     P(path takes the label here)")
+    for t in range(2):
+        label_steps = [-gradient[t, u, u + 1] for u in range(2)]
+        print("  ", np.round(-gradient[t, :, 0], 3), "          ", np.round(label_steps, 3))
+
+    rng = np.random.default_rng(0)
+    T, U, V, J = np.full(8, 50), np.full(8, 29), 256, 128
+    inputs = [
+        Tensor(rng.standard_normal(shape, dtype=np.float32), requires_grad=True)
+        for shape in ((T.sum(), J), ((U + 1).sum(), J), (V, J), (V,))
+    ]
+    labels = rng.integers(1, V, U.sum())
+    rnnt_loss(*inputs, labels, T, U)  # compile
+    start = time.perf_counter()
+    rnnt_loss(*inputs, labels, T, U)
+    both = time.perf_counter() - start
+    with no_grad():
+        start = time.perf_counter()
+        rnnt_loss(*inputs, labels, T, U)
+    print(
+        f"joint + loss of 12000 nodes, V = {V}, J = {J}: {1e3 * (time.perf_counter() - start):.0f} ms,"
+        f" with gradients {1e3 * both:.0f} ms"
+    )

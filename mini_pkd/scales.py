@@ -1,0 +1,300 @@
+"""tiny, small, full: three complete descriptions of the same pipeline.
+
+Everything that the paper leaves open is decided here, in one place, and is our choice, not theirs: the
+students' widths and depths, windows, the optimiser's schedule, epochs, the form of the mixed loss.  From the
+paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 10026 symbols, dropout 0.1,
+alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the sizes and the order of the cascade.
+
+A setting can be changed on the command line by its name, `epochs=3`, and one model size's by size and
+name, `T1.width=96`.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+from . import UserError
+from .conformer import ConformerConfig
+from .specaugment import SpecAugmentPolicy
+from .transducer import TransducerConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model size.  `joint_width` is also the width of the tied symbol table."""
+
+    blocks: int
+    width: int
+    heads: int
+    window: int
+    kernel: int
+    expansion: int
+    joint_width: int
+    lstm_layers: int
+    lstm_width: int
+
+    def config(self, symbols):
+        """The transducer of this size over `symbols` symbols."""
+        encoder = ConformerConfig(
+            blocks=self.blocks,
+            width=self.width,
+            heads=self.heads,
+            window=self.window,
+            kernel=self.kernel,
+            expansion=self.expansion,
+        )
+        return TransducerConfig(encoder, symbols, self.joint_width, self.lstm_layers, self.lstm_width)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of Table 1: three models of one size.  `teacher` is whom the progressive student learns from.
+
+    Where progressive == direct (the first stage: its teacher is T1) the two columns share one model.
+    """
+
+    size: str
+    teacher: str
+    progressive: str
+    direct: str
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to train: its size, and who teaches it (None: nobody)."""
+
+    name: str
+    size: str
+    teacher: str | None
+    role: str  # teacher | progressive | direct | baseline
+    experiment: tuple[int, ...]
+    stage: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of a run.  The first line of each comment says what raising it does."""
+
+    data: str  # corpus folder when --data is not given, relative to the repository
+    vocab_size: int  # symbols V, the blank included
+    epochs: int  # passes over the training set, the same for every model of the scale
+    batch_utterances: int
+    batch_frames: int
+    max_frames: int  # longer training utterances are left out, and listed
+    peak_rate: float  # learning rate at the end of the warm-up
+    warmup_steps: int
+    floor_rate: float = 0.0  # last learning rate over the peak
+    clip: float = 5.0  # largest norm of a gradient
+    dropout: float = 0.1
+    alpha: float = 0.02  # weight of the KL, summed over the lattice
+    temperature: float = 1.0
+    kl: str = "full"  # full | collapsed
+    mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
+    curriculum_epochs: int = 0  # epochs that grow from short utterances to all
+    time_masks: int = 2
+    max_time: int = 30
+    max_time_fraction: float = 0.15
+    freq_masks: int = 2
+    max_freq: int = 5
+    dev_every: int = 1  # epochs between two looks at the dev set
+    checkpoint_minutes: float = 5.0
+    beam: int = 8
+    max_symbols: int = 5  # most symbols per encoder row in decoding
+    feature_type: str = "float32"  # float16 halves the feature store
+
+    def spec_augment(self):
+        """The SpecAugment policy of these settings."""
+        return SpecAugmentPolicy(
+            self.time_masks, self.max_time, self.max_time_fraction, self.freq_masks, self.max_freq
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A named whole: settings, sizes by name, and the experiments as lists of stages."""
+
+    name: str
+    settings: Settings
+    sizes: dict[str, Size]
+    experiments: tuple[tuple[Stage, ...], ...]
+
+    def models(self):
+        """Every model once, in an order in which teachers come before their students."""
+        found = {"T1": Model("T1", "T1", None, "teacher", tuple(range(1, len(self.experiments) + 1)), 0)}
+        for number, stages in enumerate(self.experiments, start=1):
+            for i, stage in enumerate(stages, start=1):
+                where = ((number,), i)
+                for name, teacher, role in (
+                    (stage.direct, "T1", "direct"),
+                    (stage.progressive, stage.teacher, "progressive"),
+                    (stage.baseline, None, "baseline"),
+                ):
+                    if name == stage.progressive and role == "direct":
+                        continue
+                    found.setdefault(name, Model(name, stage.size, teacher, role, *where))
+        return list(found.values())
+
+    def override(self, assignments):
+        """A copy with `name=value` strings applied; an unknown name or a bad value is a UserError."""
+        settings, sizes = {}, dict(self.sizes)
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            if not equals:
+                raise UserError(f"{assignment!r} is not of the form name=value, for example epochs=3.")
+            if "." in name:
+                size, _, key = name.partition(".")
+                if size not in sizes:
+                    raise UserError(f"there is no model size {size!r} in {self.name}{_nearest(size, sizes)}.")
+                value = _parse(Size, key, text, name)
+                sizes[size] = dataclasses.replace(sizes[size], **{key: value})
+            else:
+                settings[name] = _parse(Settings, name, text, name)
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **settings), sizes=sizes)
+
+    def as_dict(self):
+        """Plain values, for config.json."""
+        return dataclasses.asdict(self)
+
+
+def _parse(owner, key, text, name):
+    types = {field.name: field.type for field in dataclasses.fields(owner)}
+    if key not in types:
+        raise UserError(f"there is no setting {name!r}{_nearest(key, types)}.")
+    kind = types[key]
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UserError(f"{name} wants a {kind.__name__}, and {text!r} is none.") from None
+    choices = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
+    if key in choices and value not in choices[key]:
+        raise UserError(f"{name} is one of {', '.join(choices[key])}, not {text!r}.")
+    return value
+
+
+def _nearest(word, known):
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; the nearest known name is {close[0]!r}" if close else f"; known are {', '.join(known)}"
+
+
+EXPERIMENT_1 = (
+    Stage("79", "T1", "S1", "S1", "B1"),
+    Stage("61", "S1", "S3", "S2", "B2"),
+    Stage("46", "S3", "S5", "S4", "B3"),
+)
+EXPERIMENT_2 = (
+    Stage("58", "T1", "S6", "S6", "B4"),
+    Stage("24", "S6", "S8", "S7", "B5"),
+)
+
+# Sizes are named after the paper's millions of parameters.  blocks, width, heads, window, kernel, expansion,
+# joint_width, lstm_layers, lstm_width.
+TINY = Scale(
+    "tiny",
+    Settings(
+        data="data_small/numbers",
+        vocab_size=64,
+        epochs=20,
+        batch_utterances=8,
+        batch_frames=4000,
+        max_frames=1200,
+        peak_rate=2e-3,
+        warmup_steps=200,
+        dev_every=5,
+    ),
+    {
+        "T1": Size(7, 56, 4, 32, 16, 4, 64, 1, 80),
+        "79": Size(4, 48, 4, 32, 16, 4, 80, 1, 80),
+        "61": Size(4, 32, 4, 32, 16, 4, 48, 1, 48),
+    },
+    (EXPERIMENT_1[:2],),
+)
+
+SMALL = Scale(
+    "small",
+    Settings(
+        data="data_small/sentences",
+        vocab_size=256,
+        epochs=30,
+        batch_utterances=12,
+        batch_frames=6000,
+        max_frames=1600,
+        peak_rate=2e-3,
+        warmup_steps=400,
+        dev_every=5,
+        curriculum_epochs=3,
+    ),
+    {
+        "T1": Size(7, 80, 4, 32, 16, 4, 112, 1, 144),
+        "79": Size(7, 64, 4, 32, 16, 4, 96, 1, 80),
+        "61": Size(7, 56, 4, 32, 16, 4, 64, 1, 80),
+        "46": Size(7, 48, 4, 32, 16, 4, 64, 1, 64),
+        "58": Size(9, 48, 4, 32, 16, 4, 80, 1, 64),
+        "24": Size(5, 40, 4, 32, 16, 4, 48, 1, 48),
+    },
+    (EXPERIMENT_1, EXPERIMENT_2),
+)
+
+FULL = Scale(
+    "full",
+    Settings(
+        data="LibriSpeech",
+        vocab_size=10026,
+        epochs=40,
+        batch_utterances=64,
+        batch_frames=80000,
+        max_frames=3600,
+        peak_rate=1e-4,
+        warmup_steps=10000,
+        curriculum_epochs=1,
+        max_time=100,
+        max_time_fraction=0.05,
+        freq_masks=2,
+        max_freq=8,
+        checkpoint_minutes=20.0,
+    ),
+    {
+        "T1": Size(16, 512, 4, 256, 32, 4, 1024, 2, 1024),
+        "79": Size(16, 400, 4, 256, 32, 4, 768, 2, 768),
+        "61": Size(16, 352, 4, 256, 32, 4, 640, 2, 640),
+        "46": Size(14, 320, 4, 256, 32, 4, 576, 2, 576),
+        "58": Size(12, 384, 4, 256, 32, 4, 704, 2, 704),
+        "24": Size(14, 224, 4, 256, 32, 4, 400, 2, 400),
+    },
+    (EXPERIMENT_1, EXPERIMENT_2),
+)
+
+SCALES = {scale.name: scale for scale in (TINY, SMALL, FULL)}
+
+
+def get_scale(name):
+    """The scale of that name; an unknown one is a UserError."""
+    if name not in SCALES:
+        raise UserError(f"there is no scale {name!r}{_nearest(name, SCALES)}.")
+    return SCALES[name]
+
+
+def count_parameters(config):
+    """Numbers in a transducer of this TransducerConfig, without building it.
+
+    >>> round(count_parameters(FULL.sizes["T1"].config(10026)) / 1e6)
+    128
+    """
+    e, V, J, H = config.encoder, config.symbols, config.joint_width, config.lstm_width
+    D, F = e.width, e.expansion * e.width
+    norms = 6 * 2 * D
+    feed_forward = 2 * (D * F + F + F * D + D)
+    attention = D * 3 * D + 3 * D + e.window * D + D * D + D
+    convolution = D * 2 * D + 2 * D + e.kernel * D + D + D * D + D
+    encoder = e.features * D + D + e.blocks * (norms + feed_forward + attention + convolution)
+    lstm = sum(4 * H * ((J if i == 0 else H) + H + 1) for i in range(config.lstm_layers))
+    joint = D * J + J + H * J + J + V
+    return encoder + V * J + lstm + joint
+
+
+if __name__ == "__main__":
+    for scale in SCALES.values():
+        print(f"{scale.name}: {scale.settings.data}, {scale.settings.epochs} epochs")
+        for model in scale.models():
+            P = count_parameters(scale.sizes[model.size].config(scale.settings.vocab_size))
+            print(f"  {model.name:3s} {P / 1e6:8.3f} M  taught by {model.teacher or '-'}")

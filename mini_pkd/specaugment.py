@@ -1,0 +1,122 @@
+"""SpecAugment (Park et al., 2019): hide random stretches of the input so that the model learns to do without.
+
+For one utterance of T rows and F features, with the policy's numbers:
+
+    time_masks times:   width w ~ uniform{0 .. min(max_time, floor(max_time_fraction * T))}
+                        start t ~ uniform{0 .. T - w}       rows t .. t+w-1 become 0
+    freq_masks times:   width w ~ uniform{0 .. min(max_freq, F)}
+                        start f ~ uniform{0 .. F - w}       columns f .. f+w-1 become 0
+
+The features are normalised, so 0 is their mean: the least surprising value.
+
+Our features are MFCCs, not mel energies. A "frequency" mask therefore hides a band of *cepstra*, that is
+of the speed at which the spectrum's envelope wiggles along the mel axis (c0 loudness, c1 tilt, ...),
+not a band of pitch. It still forces the model not to lean on few coefficients. Time warping is left out,
+as the SpecAugment paper itself found it to matter least.
+
+Every utterance draws from its own generator, made by `generator(seed, ...)` below: masks depend on
+(seed, stage, epoch, step, utterance) alone, not on who shares its batch nor on what was drawn before.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from mini_pkd import UserError
+
+
+def generator(seed, *keys):
+    """A random generator that is a function of (seed, keys) and of nothing else.
+
+    Integers and strings are keys. They are written down one after the other, with their type, and hashed:
+    (1, 23) and (12, 3) differ, (1,) and (1, 0) differ (numpy's SeedSequence alone would confuse the
+    latter two), and unlike Python's `hash` the result is the same in every process.
+
+    >>> int(generator(0, "train", 3).integers(1000)) == int(generator(0, "train", 3).integers(1000))
+    True
+    >>> generator(0, "a", "b").random() == generator(0, "ab").random()
+    False
+    """
+    words = []
+    for key in (seed, *keys):
+        if isinstance(key, str):
+            words.append(f"s{len(key)}:{key}")
+        elif isinstance(key, (int, np.integer)):
+            words.append(f"i{int(key)}")
+        else:
+            raise TypeError(f"a key of a generator is an int or a str, not {type(key).__name__}")
+    digest = hashlib.sha256(";".join(words).encode("utf-8", "surrogatepass")).digest()
+    return np.random.default_rng(np.random.SeedSequence(int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class SpecAugmentPolicy:
+    """How much is hidden. The defaults hide up to 2 x 40 rows (0.4 s each, and at most a fifth of the
+    utterance each) and up to 2 x 8 of 40 cepstra. All zeros switches it off."""
+
+    time_masks: int = 2
+    max_time: int = 40
+    max_time_fraction: float = 0.2
+    freq_masks: int = 2
+    max_freq: int = 8
+
+    def __post_init__(self):
+        for name in ("time_masks", "max_time", "freq_masks", "max_freq"):
+            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 0:
+                raise UserError(
+                    f"SpecAugment's {name} must be a whole number >= 0, not {getattr(self, name)!r}: "
+                    f"0 switches that mask off."
+                )
+        if not 0.0 <= self.max_time_fraction <= 1.0:
+            raise UserError(
+                f"SpecAugment's max_time_fraction must lie in [0, 1], not {self.max_time_fraction!r}: "
+                f"0.2 hides at most a fifth of an utterance at once."
+            )
+
+
+def spec_augment(features, lengths, rngs, policy):
+    """Ragged (sum of T_b, F) features -> a masked copy; `features` itself stays as it is.
+
+    lengths: (B,), rngs: B generators, one per utterance, or B integer seeds for `generator`.
+    """
+    lengths = np.asarray(lengths)
+    if int(lengths.sum()) != len(features) or len(rngs) != len(lengths):
+        raise ValueError(
+            f"{len(features)} rows, lengths that sum to {int(lengths.sum())}, {len(rngs)} generators for "
+            f"{len(lengths)} utterances: these must agree"
+        )
+    masked = np.array(features)  # (sum T, F)
+    F = masked.shape[1]
+    start = 0
+    for T, rng in zip(lengths.tolist(), rngs, strict=True):
+        if isinstance(rng, (int, np.integer)):
+            rng = generator(rng)
+        rows = masked[start : start + T]  # (T, F), a view
+        start += T
+        widest = min(policy.max_time, int(policy.max_time_fraction * T))
+        for _ in range(policy.time_masks):
+            width = int(rng.integers(0, widest + 1))
+            t = int(rng.integers(0, T - width + 1))
+            rows[t : t + width] = 0
+        widest = min(policy.max_freq, F)
+        for _ in range(policy.freq_masks):
+            width = int(rng.integers(0, widest + 1))
+            f = int(rng.integers(0, F - width + 1))
+            rows[:, f : f + width] = 0
+    return masked  # (sum T, F)
+
+
+def main():
+    """Two utterances of ones, 24 and 40 rows of 12: what is masked is a dot."""
+    policy = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.3, freq_masks=1, max_freq=4)
+    lengths = [24, 40]
+    rngs = [generator(0, "demo", name) for name in ("one", "two")]
+    masked = spec_augment(np.ones((64, 12), dtype=np.float32), lengths, rngs, policy)
+    for T, rows in zip(lengths, np.split(masked, [24]), strict=True):
+        print(f"{T} rows (left to right) x 12 cepstra (top to bottom), {np.mean(rows == 0):.0%} hidden:")
+        print("\n".join("  " + "".join("." if x == 0 else "#" for x in column) for column in rows.T))
+
+
+if __name__ == "__main__":
+    main()

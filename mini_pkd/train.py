@@ -1,0 +1,328 @@
+"""The one training loop: RNN-T alone, or RNN-T + KL when a teacher is given.
+
+    for each epoch, for each batch:   mask features -> encoder, predictor -> lattice loss -> backward -> Adam
+
+The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.
+
+Whatever is random is drawn from generator(seed, model, what, when): batches from the epoch, masks from
+(epoch, utterance), dropout from the step.  History plays no part, so a checkpoint needs the weights, Adam's two
+moments and a few counters, and a run that was killed and continued ends in the same bits as one that was not
+(for one number of threads: BLAS and reductions may round differently for another).
+
+After every `dev_every` epochs the dev set is decoded greedily; the weights with the lowest dev WER are the
+ones that are kept (ties go to the lower dev loss).  Test sets are never looked at here.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import UserError, checkpoint, wer
+from .bpe import BPE
+from .corpus import FeatureStore, check_lattice, collate, make_batches
+from .decode import greedy
+from .features import Normaliser
+from .lattice_kl import distillation_loss
+from .layers import NO_DROPOUT, DropoutKeys
+from .optimizer import Adam, learning_rate
+from .rnnt_loss import rnnt_loss
+from .specaugment import generator, spec_augment
+from .tensor import keep_freed_memory, no_grad
+from .transducer import Transducer, TransducerConfig
+
+MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
+LOG_COLUMNS = (
+    "epoch", "step", "updates", "loss", "rnnt", "kl", "gradient_norm", "skipped", "dev_loss", "dev_wer", "seconds",
+)  # fmt: skip
+
+
+class Interrupted(Exception):
+    """The user or the system asked to stop; everything is saved and the same command continues."""
+
+
+class StopSignal:
+    """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
+
+    def __enter__(self):
+        self.raised = False
+        self._before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._raise_flag)
+            except ValueError:  # not in the main thread, a notebook's worker say: leave signals alone
+                pass
+        return self
+
+    def _raise_flag(self, number, frame):
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.raised = True
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Part:
+    """A feature store with the label ids of its utterances, and which of them can be used."""
+
+    store: FeatureStore
+    targets: list  # one int64 array per utterance
+    indices: np.ndarray
+
+    @classmethod
+    def encode(cls, store, bpe, max_frames=None):
+        """-> (Part, problems): utterances that no lattice can hold are left out and listed."""
+        targets = [np.array(bpe.encode(text), dtype=np.int64) for text in store.texts]
+        rows = (store.lengths + 7) // 8  # three poolings by 2, each rounding up
+        kept, problems = check_lattice(
+            rows, [len(t) for t in targets], frames=store.lengths, max_frames=max_frames, ids=store.ids
+        )
+        if not kept:
+            raise UserError(
+                f"no utterance in {store.folder} can be used, the first because it is {problems[0]}: "
+                f"check transcripts, or raise max_frames."
+            )
+        return cls(store, targets, np.array(kept, dtype=np.int64)), problems
+
+    def batch(self, indices):
+        """The ragged Batch of these utterances."""
+        return collate(self.store, indices, self.targets)
+
+    def batches(self, max_frames, max_utterances, **options):
+        """Groups of indices; see corpus.make_batches."""
+        return make_batches(
+            self.store.lengths, max_frames, max_utterances, indices=self.indices, **options
+        )
+
+
+# --- models on disk -------------------------------------------------------------------------------------------
+
+
+def save_model(path, model, normaliser, bpe, **about):
+    """One file that holds all that transcription needs: weights, sizes, vocabulary, normaliser."""
+    arrays = {f"weights/{name}": p.data for name, p in model.named_parameters().items()}
+    arrays |= {f"normaliser/{name}": array for name, array in normaliser.arrays().items()}
+    meta = {"model": model.config_dict(), "vocabulary": bpe.to_dict(), "about": about}
+    checkpoint.save(path, arrays, meta)
+
+
+def load_model(path):
+    """-> (Transducer, Normaliser, BPE, about); a foreign or damaged file is a UserError of one sentence."""
+    arrays, meta = checkpoint.load(path)
+    try:
+        config = TransducerConfig.from_dict(meta["model"])
+        bpe = BPE.from_dict(meta["vocabulary"])
+        model = Transducer(config, np.random.default_rng(0))
+        parameters = model.named_parameters()
+        for name, p in parameters.items():
+            saved = arrays[f"weights/{name}"]
+            if saved.shape != p.shape:
+                raise ValueError(f"{name} has shape {saved.shape} instead of {p.shape}")
+            p.data = saved
+        normaliser = Normaliser.from_arrays(
+            {name.partition("/")[2]: a for name, a in arrays.items() if name.startswith("normaliser/")}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is a mini_pkd file but not a model that this version can load ({error}): "
+            f"give a model.npz that mini_pkd.cascade wrote."
+        ) from None
+    if bpe.size != config.symbols:
+        raise UserError(
+            f"{path} holds a model over {config.symbols} symbols and a vocabulary of {bpe.size}: "
+            f"they do not belong together, train the model again."
+        )
+    return model, normaliser, bpe, meta["about"]
+
+
+# --- one step ---------------------------------------------------------------------------------------------------
+
+
+def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
+    """-> (loss Tensor, RNN-T per utterance (B,), KL per utterance (B,)), the loss being the batch's mean."""
+    student, lengths = model.lattice_inputs(batch, features, dropout)
+    if teacher is None:
+        loss, rnnt = rnnt_loss(*student, batch.labels, lengths, batch.label_lengths)
+        return loss, rnnt, np.zeros_like(rnnt)
+    with no_grad():
+        taught, teacher_lengths = teacher.lattice_inputs(batch, features)
+    if not np.array_equal(lengths, teacher_lengths):
+        raise UserError("teacher and student have different frame rates: distil between equal reductions.")
+    return distillation_loss(
+        student, tuple(t.data for t in taught), batch.labels, lengths, batch.label_lengths,
+        alpha=settings.alpha, temperature=settings.temperature, kind=settings.kl, mixing=settings.mixing,
+    )  # fmt: skip
+
+
+def evaluate(model, part, bpe, settings):
+    """Mean RNN-T loss per utterance, and greedy WER, over a dev set."""
+    losses, references, hypotheses = [], {}, {}
+    for indices in part.batches(settings.batch_frames, 32, shuffle=False):
+        batch = part.batch(indices)
+        with no_grad():
+            inputs, lengths = model.lattice_inputs(batch, batch.features)
+            losses.append(rnnt_loss(*inputs, batch.labels, lengths, batch.label_lengths)[1])
+        decoded = greedy(model, inputs[0].data, lengths, settings.max_symbols)
+        for i, labels in zip(indices, decoded, strict=True):
+            references[part.store.ids[i]] = part.store.texts[i]
+            hypotheses[part.store.ids[i]] = bpe.decode(labels)
+    return float(np.concatenate(losses).mean()), wer.score(references, hypotheses).wer
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+
+def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teacher=None, stop=None, progress=True):
+    """Train `model` in place to its best dev weights; returns {"updates", "seconds", "best_dev_wer", ...}.
+
+    folder    gets training.npz (the state, replaced now and then) and log.csv (a line per epoch)
+    name      of the model: with `seed`, what its random numbers are drawn from
+    teacher   a Transducer over the same symbols, or None
+    stop      a StopSignal; when its flag is up, the state is saved and Interrupted is raised
+    Raises UserError when MAX_BAD_STEPS losses or gradients in a row were not finite.
+    """
+    keep_freed_memory()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if teacher is not None and teacher.config.symbols != model.config.symbols:
+        raise UserError(
+            f"the teacher of {name} knows {teacher.config.symbols} symbols and the student "
+            f"{model.config.symbols}: distillation needs one vocabulary."
+        )
+    run = _Run(model, folder, settings, seed, name)
+    plans = [
+        train_part.batches(
+            settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
+            curriculum_epochs=settings.curriculum_epochs,
+        )
+        for epoch in range(settings.epochs)
+    ]  # fmt: skip
+    total = sum(map(len, plans))
+    run.restore()
+    bar = tqdm(total=total, initial=run.step, desc=name, unit="batch", disable=not progress, mininterval=0.5,
+               dynamic_ncols=True, smoothing=0.1)  # fmt: skip
+    with bar:
+        for epoch in range(run.epoch, settings.epochs):
+            for indices in plans[epoch][run.done_in_epoch :]:
+                run.advance(train_part.batch(indices), teacher, total, epoch)
+                bar.update()
+                bar.set_postfix(epoch=epoch + 1, loss=f"{run.smooth_loss:.2f}", refresh=False)
+                if stop is not None and stop.raised:
+                    run.save()
+                    raise Interrupted
+                if time.monotonic() - run.saved_at > 60 * settings.checkpoint_minutes:
+                    run.save()
+            last = epoch + 1 == settings.epochs
+            looked = evaluate(model, dev_part, bpe, settings) if last or (epoch + 1) % settings.dev_every == 0 else None
+            run.end_epoch(epoch, looked)
+    return run.finish()
+
+
+class _Run:
+    """The state of one training: everything that a checkpoint holds."""
+
+    def __init__(self, model, folder, settings, seed, name):
+        self.model, self.settings, self.seed, self.name = model, settings, seed, name
+        self.path, self.log_path = folder / "training.npz", folder / "log.csv"
+        self.adam = Adam(model, settings.clip)
+        self.best_values = self.adam.values.copy()
+        self.best = [math.inf, math.inf]  # dev WER, dev loss
+        self.step = self.epoch = self.done_in_epoch = self.skipped = self.bad_in_a_row = 0
+        self.sums = [0.0] * 5  # over this epoch: steps, loss, rnnt, kl, gradient norm
+        self.rows = []
+        self.smooth_loss = 0.0
+        self.seconds, self.saved_at = 0.0, time.monotonic()
+
+    def restore(self):
+        """Continue from training.npz if it is there."""
+        if not self.path.exists():
+            return
+        arrays, meta = checkpoint.load(self.path)
+        if arrays["values"].shape != self.adam.values.shape:
+            raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
+        self.adam.restore(arrays, meta["adam_steps"])
+        self.best_values = arrays["best"]
+        for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds"):
+            setattr(self, key, meta[key])
+        self.best = [math.inf if x is None else x for x in meta["best"]]
+
+    def save(self):
+        now = time.monotonic()
+        self.seconds += now - self.saved_at
+        self.saved_at = now
+        meta = {key: getattr(self, key) for key in
+                ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds")}  # fmt: skip
+        meta["best"] = [None if math.isinf(x) else x for x in self.best]
+        meta["adam_steps"] = self.adam.steps
+        checkpoint.save(self.path, {**self.adam.state(), "best": self.best_values}, meta)
+
+    def advance(self, batch, teacher, total, epoch):
+        """One update."""
+        settings, seed, name = self.settings, self.seed, self.name
+        self.step += 1
+        self.done_in_epoch += 1
+        masks = [generator(seed, name, "masks", epoch, i) for i in batch.ids]
+        features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment())
+        dropout = DropoutKeys(settings.dropout, generator(seed, name, "dropout", self.step))
+        loss, rnnt, kl = lattice_loss(self.model, teacher, batch, features, settings, dropout)
+        value, norm = float(loss.data), math.nan
+        if math.isfinite(value):
+            loss.backward()
+            rate = learning_rate(
+                self.step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate
+            )
+            norm = self.adam.step(rate)
+        if not math.isfinite(norm):
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row >= MAX_BAD_STEPS:
+                raise UserError(
+                    f"{self.bad_in_a_row} steps in a row of {name} gave a loss or gradient that is not finite "
+                    f"(step {self.step}, loss {value}): lower peak_rate, or look at the data of these batches."
+                )
+            return
+        self.bad_in_a_row = 0
+        for i, x in enumerate((1.0, value, float(rnnt.mean()), float(kl.mean()), norm)):
+            self.sums[i] += x
+        self.smooth_loss = value if not self.smooth_loss else 0.95 * self.smooth_loss + 0.05 * value
+
+    def end_epoch(self, epoch, looked):
+        """Log, keep the best weights, save."""
+        self.epoch, self.done_in_epoch = epoch + 1, 0
+        dev_loss, dev_wer = looked or (None, None)
+        if looked and [dev_wer, dev_loss] < self.best:
+            self.best = [dev_wer, dev_loss]
+            self.best_values = self.adam.values.copy()
+        n = max(1.0, self.sums[0])
+        loss, rnnt, kl, norm = (round(x / n, 4) for x in self.sums[1:])
+        self.sums = [0.0] * 5
+        seconds = self.seconds + time.monotonic() - self.saved_at
+        self.rows.append(
+            [epoch + 1, self.step, self.adam.steps, loss, rnnt, kl, norm, self.skipped,
+             None if dev_loss is None else round(dev_loss, 4), None if dev_wer is None else round(dev_wer, 4),
+             round(seconds, 1)]
+        )  # fmt: skip
+        lines = [",".join("" if x is None else str(x) for x in row) for row in self.rows]
+        checkpoint.write_text_atomic(self.log_path, "\n".join([",".join(LOG_COLUMNS), *lines]) + "\n")
+        self.save()
+
+    def finish(self):
+        """The best weights into the model; what there is to say about the training."""
+        self.adam.values[:] = self.best_values
+        return {
+            "updates": self.adam.steps,
+            "skipped_updates": self.skipped,
+            "seconds": round(self.seconds, 1),
+            "best_dev_wer": self.best[0],
+            "best_dev_loss": self.best[1],
+        }

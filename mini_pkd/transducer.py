@@ -1,0 +1,94 @@
+"""The whole model: encoder, prediction network, and the joint network between them (Graves 2012, 2013).
+
+At lattice node (t, u) the joint network computes
+
+    logits(t, u) = tanh(W_e enc_t + W_p pred_u + b) E^T + c            over V symbols, blank = 0
+
+where E (V, J) is the prediction network's embedding table: one tensor, used twice, so at 10026 symbols ten
+million parameters are paid for once.  The nodes are never laid out in memory: this file projects encoder
+and prediction rows to the joint's width J, and rnnt_loss.py and lattice_kl.py walk the lattice from there.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from .conformer import Conformer, ConformerConfig
+from .layers import NO_DROPOUT, Linear, Module, parameter
+from .predictor import Predictor
+from .tensor import Tensor, no_grad
+
+
+@dataclass(frozen=True)
+class TransducerConfig:
+    """Sizes of a transducer."""
+
+    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    symbols: int = 10026  # V, the blank included
+    joint_width: int = 1024  # J: width of joint, embedding and tied output table
+    lstm_layers: int = 2
+    lstm_width: int = 1024
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of dataclasses.asdict, for checkpoints."""
+        values = dict(values)
+        return cls(encoder=ConformerConfig(**values.pop("encoder")), **values)
+
+
+class Transducer(Module):
+    """A conformer transducer; `rng` draws its initial weights."""
+
+    def __init__(self, config, rng, dtype=np.float32):
+        self.config = config
+        self.encoder = Conformer(config.encoder, rng, dtype)
+        self.predictor = Predictor(
+            config.symbols, config.joint_width, config.lstm_layers, config.lstm_width, rng, dtype
+        )
+        self.encoder_to_joint = Linear(config.encoder.width, config.joint_width, rng, dtype)
+        self.predictor_to_joint = Linear(config.lstm_width, config.joint_width, rng, dtype)
+        self.output_bias = parameter(np.zeros(config.symbols, dtype))
+
+    @property
+    def table(self):
+        """The tied tensor E (V, J): input embedding and output matrix."""
+        return self.predictor.embedding.table
+
+    def lattice_inputs(self, batch, features, dropout=NO_DROPOUT):
+        """Everything the lattice needs: ((enc, pred, table, bias), T' (B,)).
+
+        enc (sum T', J) and pred (sum (U+1), J) are the joint's two summands, as Tensors on the tape.
+        `features` stand apart from `batch` because training masks them (specaugment.py).
+        """
+        encoded, lengths = self.encoder(Tensor(features), batch.lengths, dropout)
+        predicted = self.predictor(batch.labels, batch.label_lengths, dropout)
+        summands = self.encoder_to_joint(encoded), self.predictor_to_joint(predicted)
+        return (*summands, self.table, self.output_bias), lengths
+
+    # --- for decoding: plain arrays, nothing recorded ---------------------------------------------------
+
+    def encode(self, features, lengths):
+        """features (sum T, F), lengths (B,) -> the joint's encoder summand (sum T', J), T' (B,)."""
+        with no_grad():
+            encoded, lengths = self.encoder(Tensor(features), lengths)
+            return self.encoder_to_joint(encoded).data, lengths
+
+    def predictor_start(self, K):
+        """The prediction network after the start symbol, for K hypotheses: (pred (K, J), state)."""
+        return self.predictor_step(np.zeros(K, dtype=np.int64), self.predictor.zero_state(K))
+
+    def predictor_step(self, symbols, state):
+        """Feed one symbol to each hypothesis: (K,), state -> (pred (K, J), state)."""
+        rows, state = self.predictor.step(symbols, state)
+        with no_grad():
+            return self.predictor_to_joint(Tensor(rows)).data, state
+
+    def joint_logits(self, enc_rows, pred_rows):
+        """(K, J), (K, J) -> logits (K, V)."""
+        return np.tanh(enc_rows + pred_rows) @ self.table.data.T + self.output_bias.data
+
+    # --- for checkpoints --------------------------------------------------------------------------------
+
+    def config_dict(self):
+        """The configuration as plain JSON values."""
+        return asdict(self.config)

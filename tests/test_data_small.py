@@ -1,0 +1,136 @@
+"""The corpora that ship with the project: complete, disjoint, readable, small.
+
+Everything here reads what lies in data_small/; nothing is synthesised. The full reading of every
+file is `python data_small/make_corpus.py --check`; these tests sample.
+"""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+DATA = Path(__file__).resolve().parent.parent / "data_small"
+PARTS = ("train", "dev", "test-clean", "test-other")
+CORPORA = ("numbers", "sentences")
+pytestmark = pytest.mark.parametrize("corpus", CORPORA)
+
+
+def transcripts(corpus, part):
+    """{utterance id: (path of its audio, text)}"""
+    rows = {}
+    for file in sorted((DATA / corpus / part).glob("*/*/*.trans.txt")):
+        for row in file.read_text(encoding="ascii").splitlines():
+            name, _, text = row.partition(" ")
+            assert name not in rows, f"{name} stands twice"
+            rows[name] = (file.parent / f"{name}.ogg", text)
+    return rows
+
+
+def speakers(corpus):
+    """{speaker id: (engine and voice, parts)}, from SPEAKERS.TXT"""
+    rows = (DATA / corpus / "SPEAKERS.TXT").read_text().splitlines()
+    table = [[field.strip() for field in row.split("|")] for row in rows if not row.startswith(";")]
+    return {speaker: (voice, parts.split()) for speaker, voice, parts in table}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_layout_and_every_transcript_has_audio_and_vice_versa(corpus, part):
+    rows = transcripts(corpus, part)
+    audio = set((DATA / corpus / part).rglob("*.ogg"))
+    assert rows and {path for path, _ in rows.values()} == audio
+    for name, (path, _) in rows.items():
+        speaker, chapter, number = name.split("-")
+        assert path.relative_to(DATA / corpus / part).parts[:2] == (speaker, chapter)
+        assert len(number) == 4 and number.isdigit()
+    others = [p for p in (DATA / corpus).rglob("*") if p.is_file() and p.suffix != ".ogg"
+              and not p.name.endswith(".trans.txt") and p.name != "SPEAKERS.TXT"]
+    assert not others
+
+
+def test_sizes_are_what_the_readme_promises(corpus):
+    counts = {part: len(transcripts(corpus, part)) for part in PARTS}
+    least = {"numbers": (800, 90, 190, 190), "sentences": (2500, 190, 290, 290)}[corpus]
+    assert all(counts[part] >= n for part, n in zip(PARTS, least, strict=True)), counts
+
+
+def test_text_is_capitals_and_of_the_promised_length(corpus):
+    shortest, longest = {"numbers": (3, 8), "sentences": (3, 10)}[corpus]
+    for part in PARTS:
+        for name, (_, text) in transcripts(corpus, part).items():
+            assert re.fullmatch(r"[A-Z']+( [A-Z']+)*", text), (name, text)
+            assert shortest <= len(text.split()) <= longest, (name, text)
+
+
+def test_no_word_sequence_stands_in_two_parts(corpus):
+    owner = {}
+    for part in PARTS:
+        for name, (_, text) in transcripts(corpus, part).items():
+            assert owner.setdefault(text, part) == part, (name, text)
+
+
+def test_every_word_is_learnable(corpus):
+    train = Counter(w for _, text in transcripts(corpus, "train").values() for w in text.split())
+    assert min(train.values()) >= 20, train.most_common()[:-11:-1]
+    for part in PARTS[1:]:
+        heard = {w for _, text in transcripts(corpus, part).values() for w in text.split()}
+        assert heard <= set(train), heard - set(train)
+
+
+def test_voices_of_test_other_are_never_heard_in_training(corpus):
+    table = speakers(corpus)
+    for part in PARTS:
+        present = {name.split("-")[0] for name in transcripts(corpus, part)}
+        assert present == {s for s, (_, parts) in table.items() if part in parts}
+    unheard = {s for s, (_, parts) in table.items() if "test-other" in parts}
+    assert len(unheard) >= 3 and all(table[s][1] == ["test-other"] for s in unheard)
+    assert len({voice for voice, _ in table.values()}) == len(table), "one voice under two ids"
+
+
+def test_sampled_files_are_16_khz_mono_speech_at_a_sane_pace_and_level(corpus):
+    rng = np.random.default_rng(0)
+    for part in PARTS:
+        rows = transcripts(corpus, part)
+        for name in rng.choice(sorted(rows), 12, replace=False):
+            path, text = rows[name]
+            wave, rate = soundfile.read(path, dtype="float32")
+            assert rate == 16000 and wave.ndim == 1, name
+            assert len(wave) == soundfile.info(path).frames, name
+            assert 0.15 < len(wave) / rate / len(text.split()) < 1.0, name
+            assert np.sqrt(np.square(wave).mean()) > 0.005 and np.abs(wave).max() < 0.999, name
+            # Speech moves: its loudest tenth is at least 10 dB above its quietest tenth.
+            frames = np.square(wave[:len(wave) // 400 * 400].reshape(-1, 400)).mean(axis=1)
+            quiet, loud = np.quantile(frames, [0.1, 0.9])
+            assert loud > (3 if part == "test-other" else 10) * quiet, name
+
+
+def test_all_of_it_stays_under_40_megabytes(corpus):
+    assert sum(p.stat().st_size for p in DATA.rglob("*") if p.is_file()) <= 40e6
+
+
+def test_text_follows_from_the_seed_and_is_the_text_that_was_shipped(corpus):
+    script = [sys.executable, str(DATA / "make_corpus.py"), "--text", corpus]
+    told = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    shipped = [f"{part} {text}" for part in PARTS for _, text in transcripts(corpus, part).values()]
+    assert sorted(told) == sorted(shipped)
+    other = subprocess.run(script + ["--seed", "1"], capture_output=True, text=True, check=True).stdout
+    assert sorted(other.splitlines()) != sorted(told)
+
+
+def test_check_finds_what_is_broken(corpus, tmp_path):
+    folder = tmp_path / corpus / "train" / "101" / "1"
+    folder.mkdir(parents=True)
+    (folder / "101-1.trans.txt").write_text("101-1-0000 ONE TWO THREE\n101-1-0001 FOUR FIVE SIX\n")
+    (folder / "101-1-0001.ogg").write_bytes(b"not audio")
+    soundfile.write(folder / "101-1-0002.ogg", np.zeros(16000, np.float32), 16000, format="OGG", subtype="OPUS")
+    script = [sys.executable, str(DATA / "make_corpus.py"), "--check", "--corpus", corpus, "--out", str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 1
+    for fault in ("0000: transcript without audio", "0001: unreadable", "0002: audio without", "dev: empty"):
+        assert fault in done.stdout, fault
+    done = subprocess.run(script[:-1] + [str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No corpus at" in done.stderr

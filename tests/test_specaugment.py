@@ -1,0 +1,136 @@
+"""specaugment.py: the masks obey the policy, a batch equals its utterances, nothing depends on history."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mini_pkd import UserError
+from mini_pkd.specaugment import SpecAugmentPolicy, generator, spec_augment
+
+FULL = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.25, freq_masks=2, max_freq=8)
+
+
+def batch(seed, B=6):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 60, size=B)
+    lengths[rng.integers(B)] = 1
+    features = rng.standard_normal((lengths.sum(), 40)).astype(np.float32) + 10  # never 0 by itself
+    return features, lengths
+
+
+def runs(flags):
+    """Widths of the stretches of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    return (edges[1::2] - edges[::2]).tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_batch_equals_its_utterances(seed):
+    features, lengths = batch(seed)
+    names = [f"utt{b}" for b in range(len(lengths))]
+    untouched = features.copy()
+    together = spec_augment(features, lengths, [generator(seed, n) for n in names], FULL)
+    alone = [
+        spec_augment(rows, [len(rows)], [generator(seed, n)], FULL)
+        for rows, n in zip(np.split(features, np.cumsum(lengths)[:-1]), names, strict=True)
+    ]
+    assert np.array_equal(together, np.concatenate(alone))
+    assert together.dtype == np.float32 and np.array_equal(features, untouched)
+    order = np.random.default_rng(seed).permutation(len(lengths))  # and in any company
+    pieces = np.split(features, np.cumsum(lengths)[:-1])
+    shuffled = spec_augment(
+        np.concatenate([pieces[b] for b in order]),
+        lengths[order],
+        [generator(seed, names[b]) for b in order],
+        FULL,
+    )
+    assert np.array_equal(shuffled, np.concatenate([alone[b] for b in order]))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_masks_obey_the_policy(seed):
+    features, lengths = batch(seed, B=1)
+    T = int(lengths[0])
+    T = T if seed % 2 else 37
+    features = np.resize(features, (T, 40)) + 0
+    masked = spec_augment(features, [T], [seed], FULL)
+    hidden = masked == 0
+    assert np.array_equal(masked[~hidden], features[~hidden])  # what is not hidden is unchanged
+    rows, columns = hidden.all(axis=1), hidden.all(axis=0)
+    assert np.array_equal(hidden, rows[:, None] | columns[None, :])  # nothing but whole rows and columns
+    widest = min(10, int(0.25 * T))
+    assert rows.sum() <= 2 * widest and len(runs(rows)) <= 2
+    assert columns.sum() <= 16 and len(runs(columns)) <= 2
+
+
+def test_widths_and_places_are_uniform():
+    policy = SpecAugmentPolicy(time_masks=1, max_time=4, max_time_fraction=1.0, freq_masks=0, max_freq=0)
+    widths, starts = np.zeros(5), np.zeros(10)
+    for seed in range(4000):
+        rows = spec_augment(np.ones((10, 2)), [10], [generator(seed)], policy)[:, 0] == 0
+        widths[rows.sum()] += 1
+        if rows.sum() == 1:
+            starts[np.flatnonzero(rows)[0]] += 1
+    # 4000 / 5 = 800 each, deviation sqrt(800 * 0.8) = 25; 800 / 10 = 80 each, deviation 8.5: five of them.
+    assert np.abs(widths - 800).max() < 130
+    assert np.abs(starts - widths[1] / 10).max() < 45
+
+
+def test_columns_are_masked_as_policy_says():
+    policy = SpecAugmentPolicy(time_masks=0, max_time=0, max_time_fraction=0.0, freq_masks=1, max_freq=3)
+    seen = set()
+    for seed in range(200):
+        masked = spec_augment(np.ones((7, 5)), [7], [seed], policy)
+        columns = (masked == 0).any(axis=0)
+        assert np.array_equal(columns, (masked == 0).all(axis=0)) and len(runs(columns)) <= 1
+        seen.add(tuple(np.flatnonzero(columns)))
+    expected = {()} | {tuple(range(f, f + w)) for w in (1, 2, 3) for f in range(5 - w + 1)}
+    assert seen == expected
+
+
+def test_off_means_off_and_short_utterances_survive():
+    off = SpecAugmentPolicy(0, 0, 0.0, 0, 0)
+    features, lengths = batch(3)
+    assert np.array_equal(spec_augment(features, lengths, list(range(len(lengths))), off), features)
+    everything = SpecAugmentPolicy(3, 100, 1.0, 3, 100)
+    for seed in range(30):
+        assert spec_augment(np.ones((1, 40)), [1], [seed], everything).shape == (1, 40)
+    assert spec_augment(np.ones((0, 40)), [], [], FULL).shape == (0, 40)
+
+
+def test_mismatches_and_bad_policies_are_refused():
+    with pytest.raises(ValueError, match="agree"):
+        spec_augment(np.ones((5, 4)), [2, 2], [0, 1], FULL)
+    with pytest.raises(ValueError, match="agree"):
+        spec_augment(np.ones((4, 4)), [2, 2], [0], FULL)
+    with pytest.raises(UserError, match="max_time_fraction"):
+        SpecAugmentPolicy(max_time_fraction=1.5)
+    with pytest.raises(UserError, match="time_masks"):
+        SpecAugmentPolicy(time_masks=-1)
+    with pytest.raises(UserError, match="max_freq"):
+        SpecAugmentPolicy(max_freq=2.5)
+
+
+# ---------------------------------------------------------------- generator
+
+
+def test_generators_are_distinct_for_distinct_keys():
+    numbers = [(0,), (1,), (0, 0), (0, 0, 0), (1, 0), (1, 23), (12, 3), (123,), (-1,), (2**40,)]
+    words = [(0, "0"), (0, ""), (0, "a", "b"), (0, "ab"), (0, "a;s1:b"), (0, "a", "b", 0), (0, "é")]
+    keys = numbers + words
+    draws = {generator(*key).integers(2**62) for key in keys}
+    assert len(draws) == len(keys)
+
+
+def test_numpy_integers_count_as_integers_and_others_are_refused():
+    assert generator(np.int64(3), np.int32(4)).random() == generator(3, 4).random()
+    with pytest.raises(TypeError, match="float"):
+        generator(0, 0.5)
+
+
+def test_generator_is_the_same_in_another_process():
+    code = "from mini_pkd.specaugment import generator; print(generator(7, 'S1', 3, 'utt-1').integers(2**62))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(other.stdout) == generator(7, "S1", 3, "utt-1").integers(2**62)
