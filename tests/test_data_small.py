@@ -126,8 +126,10 @@ def test_check_finds_what_is_broken(corpus, tmp_path):
     folder.mkdir(parents=True)
     (folder / "101-1.trans.txt").write_text("101-1-0000 ONE TWO THREE\n101-1-0001 FOUR FIVE SIX\n")
     (folder / "101-1-0001.ogg").write_bytes(b"not audio")
-    soundfile.write(folder / "101-1-0002.ogg", np.zeros(16000, np.float32), 16000, format="OGG", subtype="OPUS")
-    script = [sys.executable, str(DATA / "make_corpus.py"), "--check", "--corpus", corpus, "--out", str(tmp_path)]
+    silence = np.zeros(16000, np.float32)
+    soundfile.write(folder / "101-1-0002.ogg", silence, 16000, format="OGG", subtype="OPUS")
+    script = [sys.executable, str(DATA / "make_corpus.py"), "--check", "--corpus", corpus]
+    script += ["--out", str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 1
     for fault in ("0000: transcript without audio", "0001: unreadable", "0002: audio without", "dev: empty"):
