@@ -3,7 +3,15 @@
 Read the files in the order of the README's map; this one only holds what all of them share.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# A thread that waits for work should sleep.  By default it spins, and on a machine whose cores are busy
+# with something else every kernel then waits for a time slice: 30 times slower, measured.  This must be
+# said before numpy and numba start their threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 
 
 class UserError(Exception):

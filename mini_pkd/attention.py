@@ -11,7 +11,7 @@ table of `window` rows instead of projected sinusoids, and the two global query 
 namely the bias of the query projection.
 
 The band is the point: cost and memory grow with N x window, not with T^2.  Probabilities are kept for
-backward as `(N, H, window)`, where column j of row n belongs to row m = n - (window - 1) + j.
+backward as `(H, window, N)`: entry (h, i, n) is the weight of row n - i.
 
 For streaming, an utterance's rows may be preceded by context: rows already heard, whose keys and values
 are attended to but which get no output of their own.
@@ -39,7 +39,7 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
     lengths = np.asarray(lengths, dtype=np.int64)
     context = np.zeros_like(lengths) if context_lengths is None else np.asarray(context_lengths, np.int64)
     N, D = int(lengths.sum()), positions.shape[1]
-    probabilities = np.zeros((N, heads, positions.shape[0]), dtype=qkv.data.dtype)
+    probabilities = np.empty((heads, positions.shape[0], N), dtype=qkv.data.dtype)
     out = np.empty((N, D), dtype=qkv.data.dtype)
     layout = (starts(lengths), starts(lengths + context), lengths, context, heads)
     _attend(qkv.data, positions.data, *layout, probabilities, out)
@@ -70,9 +70,22 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     return out
 
 
-# One task per (utterance, head).  Every inner loop is an "axpy" over contiguous numbers, which vectorises
-# without reordering a sum: over window columns j where keys are stored transposed, over c where they
-# are not.  Four terms at a time, so that the accumulator travels to memory a quarter as often.
+# One task per (utterance, head), and inside it everything transposed: rows run along the last axis, so that
+# every inner loop is long, contiguous and free of reductions whatever the head width.  For a fixed distance
+# i, query t meets row t - i: two contiguous stretches, one shifted by i.  Queries go in tiles, so that the
+# (window, tile) scores stay in the cache.
+
+TILE = 128
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _columns(rows, first, count, c0, C):
+    """rows[first : first + count, c0 : c0 + C], transposed to (C, count)."""
+    out = np.empty((C, count), dtype=rows.dtype)
+    for s in range(count):
+        for c in range(C):
+            out[c, s] = rows[first + s, c0 + c]
+    return out
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
@@ -82,123 +95,131 @@ def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, pro
     shrink, zero, one = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0), qkv.dtype.type(1)
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
-        T, shift, m0 = lengths[b], context[b], row_starts[b]  # query t of this utterance sits on row t + shift
-        S = T + shift
-        c0 = h * C
-        k0, v0 = D + c0, 2 * D + c0  # where this head's keys and values begin in a row
-        kt = np.empty((C, S), dtype=qkv.dtype)  # keys of this head, transposed
-        for s in range(S):
-            for c in range(C):
-                kt[c, s] = qkv[m0 + s, k0 + c]
-        rt = np.empty((C, W), dtype=qkv.dtype)  # positions, transposed and reversed: column j is distance W-1-j
-        for j in range(W):
-            for c in range(C):
-                rt[c, j] = positions[W - 1 - j, c0 + c]
+        T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
+        q = _columns(qkv, first + past, T, c0, C)  # (C, T)
+        k = _columns(qkv, first, past + T, D + c0, C)  # (C, past + T); query t sits on column past + t
+        v = _columns(qkv, first, past + T, 2 * D + c0, C)
+        o = np.zeros((C, T), dtype=qkv.dtype)
+        top, norm = np.empty(TILE, dtype=qkv.dtype), np.empty(TILE, dtype=qkv.dtype)
+        for lo in range(0, T, TILE):
+            hi = min(lo + TILE, T)
+            reach = min(W, past + hi)  # distances that some query of this tile can look back
+            for i in range(reach):
+                t0 = max(lo, i - past)  # earlier queries have no row at this distance
+                n = hi - t0
+                p = probabilities[h, i, n0 + t0 :]
+                for t in range(n):
+                    p[t] = zero
+                c = 0
+                while c + 4 <= C:
+                    ka, kb = k[c, past - i + t0 :], k[c + 1, past - i + t0 :]
+                    kc, kd = k[c + 2, past - i + t0 :], k[c + 3, past - i + t0 :]
+                    qa, qb, qc, qd = q[c, t0:], q[c + 1, t0:], q[c + 2, t0:], q[c + 3, t0:]
+                    ra, rb = positions[i, c0 + c], positions[i, c0 + c + 1]
+                    rc, rd = positions[i, c0 + c + 2], positions[i, c0 + c + 3]
+                    for t in range(n):
+                        p[t] += qa[t] * (ka[t] + ra) + qb[t] * (kb[t] + rb) + qc[t] * (kc[t] + rc) + qd[t] * (kd[t] + rd)
+                    c += 4
+                while c < C:
+                    kc, qc, rc = k[c, past - i + t0 :], q[c, t0:], positions[i, c0 + c]
+                    for t in range(n):
+                        p[t] += qc[t] * (kc[t] + rc)
+                    c += 1
+                m = top[t0 - lo :]
+                if i == 0:
+                    m[:n] = p[:n]
+                for t in range(n):
+                    m[t] = p[t] if p[t] > m[t] else m[t]
+            norm[:] = zero
+            for i in range(reach):
+                t0 = max(lo, i - past)
+                p, m, z = probabilities[h, i, n0 + t0 :], top[t0 - lo :], norm[t0 - lo :]
+                for t in range(hi - t0):
+                    e = exp(shrink * (p[t] - m[t]))
+                    p[t] = e
+                    z[t] += e
+            for t in range(hi - lo):
+                norm[t] = one / norm[t]
+            for i in range(reach):
+                t0 = max(lo, i - past)
+                n = hi - t0
+                p, z = probabilities[h, i, n0 + t0 :], norm[t0 - lo :]
+                for t in range(n):
+                    p[t] *= z[t]
+                for c in range(C):
+                    oc, vc = o[c, t0:], v[c, past - i + t0 :]
+                    for t in range(n):
+                        oc[t] += p[t] * vc[t]
         for t in range(T):
-            n, last = out_starts[b] + t, t + shift
-            j0 = max(0, W - 1 - last)  # columns before j0 lie before the utterance
-            base = last - (W - 1)
-            q = qkv[m0 + last, c0 : c0 + C]
-            p = probabilities[n, h]
-            for c in range(0, C - C % 4, 4):
-                q0, q1, q2, q3 = q[c] * shrink, q[c + 1] * shrink, q[c + 2] * shrink, q[c + 3] * shrink
-                for j in range(j0, W):
-                    p[j] += (
-                        q0 * (kt[c, base + j] + rt[c, j])
-                        + q1 * (kt[c + 1, base + j] + rt[c + 1, j])
-                        + q2 * (kt[c + 2, base + j] + rt[c + 2, j])
-                        + q3 * (kt[c + 3, base + j] + rt[c + 3, j])
-                    )
-            for c in range(C - C % 4, C):
-                for j in range(j0, W):
-                    p[j] += q[c] * shrink * (kt[c, base + j] + rt[c, j])
-            top = p[j0]
-            for j in range(j0, W):
-                top = max(top, p[j])
-            norm = zero
-            for j in range(j0, W):
-                p[j] = exp(p[j] - top)
-                norm += p[j]
-            norm = one / norm
-            for j in range(j0, W):
-                p[j] *= norm
-            o = out[n, c0 : c0 + C]
             for c in range(C):
-                o[c] = zero
-            m, j = m0 + base + j0, j0
-            while j + 4 <= W:
-                va, vb = qkv[m, v0 : v0 + C], qkv[m + 1, v0 : v0 + C]
-                vc, vd = qkv[m + 2, v0 : v0 + C], qkv[m + 3, v0 : v0 + C]
-                pa, pb, pc, pd = p[j], p[j + 1], p[j + 2], p[j + 3]
-                for c in range(C):
-                    o[c] += pa * va[c] + pb * vb[c] + pc * vc[c] + pd * vd[c]
-                m += 4
-                j += 4
-            while j < W:
-                for c in range(C):
-                    o[c] += p[j] * qkv[m, v0 + c]
-                m += 1
-                j += 1
+                out[n0 + t, c0 + c] = o[c, t]
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
 def _attend_backward(
     g, qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, dqkv, dpositions
 ):
-    # dp_j = g . v_j;  ds_j = p_j (dp_j - sum_i p_i dp_i);  dq = sum ds_j (k_j + r_j), dk_j and dr_j += ds_j q.
+    # dp_i = g . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C);
+    # dq = sum_i ds_i (k_{t-i} + r_i), dk_{t-i} += ds_i q, dr_i += ds_i q, dv_{t-i} += p_i g.
     W, D = positions.shape
     C = D // heads
     shrink, zero = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0)
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
-        T, shift, m0 = lengths[b], context[b], row_starts[b]
-        S = T + shift
-        c0 = h * C
-        k0, v0 = D + c0, 2 * D + c0
-        vt = np.empty((C, S), dtype=qkv.dtype)
-        for s in range(S):
-            for c in range(C):
-                vt[c, s] = qkv[m0 + s, v0 + c]
-        ds = np.empty(W, dtype=qkv.dtype)
-        dr = np.zeros((W, C), dtype=qkv.dtype)  # row j is distance W-1-j
+        T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
+        q, go = _columns(qkv, first + past, T, c0, C), _columns(g, n0, T, c0, C)
+        k = _columns(qkv, first, past + T, D + c0, C)
+        v = _columns(qkv, first, past + T, 2 * D + c0, C)
+        dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+        dr = np.zeros((W, C), dtype=qkv.dtype)
+        ds, dot = np.empty((W, TILE), dtype=qkv.dtype), np.empty(TILE, dtype=qkv.dtype)
+        for lo in range(0, T, TILE):
+            hi = min(lo + TILE, T)
+            reach = min(W, past + hi)
+            dot[:] = zero
+            for i in range(reach):
+                t0 = max(lo, i - past)
+                n = hi - t0
+                s, p, d = ds[i, t0 - lo :], probabilities[h, i, n0 + t0 :], dot[t0 - lo :]
+                for t in range(n):
+                    s[t] = zero
+                c = 0
+                while c + 4 <= C:
+                    ga, gb, gc, gd = go[c, t0:], go[c + 1, t0:], go[c + 2, t0:], go[c + 3, t0:]
+                    va, vb = v[c, past - i + t0 :], v[c + 1, past - i + t0 :]
+                    vc, vd = v[c + 2, past - i + t0 :], v[c + 3, past - i + t0 :]
+                    for t in range(n):
+                        s[t] += ga[t] * va[t] + gb[t] * vb[t] + gc[t] * vc[t] + gd[t] * vd[t]
+                    c += 4
+                while c < C:
+                    for t in range(n):
+                        s[t] += go[c, t0 + t] * v[c, past - i + t0 + t]
+                    c += 1
+                for t in range(n):
+                    d[t] += p[t] * s[t]
+            for i in range(reach):
+                t0 = max(lo, i - past)
+                n = hi - t0
+                s, p, d = ds[i, t0 - lo :], probabilities[h, i, n0 + t0 :], dot[t0 - lo :]
+                for t in range(n):
+                    s[t] = p[t] * (s[t] - d[t]) * shrink
+                for c in range(C):
+                    kc, qc, gc = k[c, past - i + t0 :], q[c, t0:], go[c, t0:]
+                    dkc, dvc, dqc = dk[c, past - i + t0 :], dv[c, past - i + t0 :], dq[c, t0:]
+                    r, total = positions[i, c0 + c], zero
+                    for t in range(n):
+                        dqc[t] += s[t] * (kc[t] + r)
+                        dkc[t] += s[t] * qc[t]
+                        dvc[t] += p[t] * gc[t]
+                        total += s[t] * qc[t]
+                    dr[i, c] += total
         for t in range(T):
-            n, last = out_starts[b] + t, t + shift
-            j0 = max(0, W - 1 - last)
-            base = last - (W - 1)
-            p, gn = probabilities[n, h], g[n, c0 : c0 + C]
-            q, dq = qkv[m0 + last, c0 : c0 + C], dqkv[m0 + last, c0 : c0 + C]
-            for j in range(j0, W):
-                ds[j] = zero
-            for c in range(0, C - C % 4, 4):
-                ga, gb, gc, gd = gn[c], gn[c + 1], gn[c + 2], gn[c + 3]
-                for j in range(j0, W):
-                    ds[j] += (
-                        ga * vt[c, base + j]
-                        + gb * vt[c + 1, base + j]
-                        + gc * vt[c + 2, base + j]
-                        + gd * vt[c + 3, base + j]
-                    )
-            for c in range(C - C % 4, C):
-                for j in range(j0, W):
-                    ds[j] += gn[c] * vt[c, base + j]
-            dot = zero
-            for j in range(j0, W):
-                dot += p[j] * ds[j]
-            for j in range(j0, W):
-                ds[j] = p[j] * (ds[j] - dot) * shrink
-            for j in range(j0, W):
-                m = m0 + base + j
-                d, pj = ds[j], p[j]
-                k, r, dr_j = qkv[m, k0 : k0 + C], positions[W - 1 - j, c0 : c0 + C], dr[j]
-                dk, dv = dqkv[m, k0 : k0 + C], dqkv[m, v0 : v0 + C]
-                for c in range(C):
-                    dq[c] += d * (k[c] + r[c])
-                for c in range(C):
-                    dk[c] += d * q[c]
-                for c in range(C):
-                    dr_j[c] += d * q[c]
-                for c in range(C):
-                    dv[c] += pj * gn[c]
-        for j in range(W):
             for c in range(C):
-                dpositions[b, W - 1 - j, c0 + c] = dr[j, c]
+                dqkv[first + past + t, c0 + c] = dq[c, t]
+        for s_ in range(past + T):
+            for c in range(C):
+                dqkv[first + s_, D + c0 + c] = dk[c, s_]
+                dqkv[first + s_, 2 * D + c0 + c] = dv[c, s_]
+        for i in range(W):
+            for c in range(C):
+                dpositions[b, i, c0 + c] = dr[i, c]

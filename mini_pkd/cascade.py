@@ -11,6 +11,10 @@ A run lives in one folder and can be stopped at any instant; the same command co
     <MODEL>/            model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
     results.json        every number of the tables
     report.md           Tables 1 and 2, and the figures beside it
+
+Small models do not keep many cores busy: a step has hundreds of short kernels, and handing each of them to all
+threads costs more than it gains.  But most models of a table do not depend on each other, so several are
+trained side by side (`--jobs`), each in a process of its own with its share of the cores.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,8 +52,17 @@ def main(argv=None):
         if arguments.dry_run:
             print(describe(scale))
             return 0
-        cascade = Cascade(scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict)
-        cascade.run(arguments.only)
+        cascade = Cascade(
+            scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict, slot=arguments.slot
+        )
+        if arguments.slot is not None:  # one of several processes: train, and let the parent report
+            cascade.run(arguments.only)
+            return 0
+        jobs = arguments.jobs or (1 if scale.name == "full" else min(os.cpu_count() or 1, 4))
+        if jobs < 1:
+            raise UserError(f"--jobs {jobs} leaves nobody to train: give a number of at least 1.")
+        cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
+        print(report.write_report([cascade.out]))
     except UserError as error:
         print(f"mini_pkd: {error}", file=sys.stderr)
         return 2
@@ -71,6 +85,9 @@ def _parse(argv):
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default: runs/SCALE, runs/SCALE-seedN)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="train just these, e.g. T1 S1; teachers must exist")
+    parser.add_argument("--jobs", type=int, metavar="N", help="models trained side by side (default: one per core, "
+                        "at most 4; 1 for full)")  # fmt: skip
+    parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     parser.add_argument("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
     arguments = parser.parse_intermixed_args(argv)
@@ -84,28 +101,73 @@ def _parse(argv):
 class Cascade:
     """One run: a scale, a corpus, a seed, a folder."""
 
-    def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True):
+    def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True, slot=None):
         self.scale, self.settings, self.seed = scale, scale.settings, seed
-        self.command, self.strict, self.progress = command, strict, progress
+        self.command, self.strict, self.progress, self.slot = command, strict, progress, slot
         self.data = Path(data) if data else _default_data(scale.settings.data)
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
         self.started = time.monotonic()
 
-    def run(self, only=None):
-        """Everything, or just the models named in `only`; finished models are not touched."""
-        models = self._choose(only)
+    def run(self, only=None, jobs=1, arguments=()):
+        """Everything, or just the models named in `only`; finished models are not touched.
+
+        With jobs > 1 the models are trained by processes that get `arguments` (scale and settings) again.
+        """
+        models = [m for m in self._choose(only) if not self._result_path(m.name).exists()]
         self._claim_folder()
-        parts = self._prepare()
-        with StopSignal() as stop:
-            for model in models:
-                if not self._result_path(model.name).exists():
-                    self._train(model, parts, stop)
-                    self._write_results()
-                if stop.raised:
-                    raise Interrupted
-        results = self._write_results()
-        print(report.write_report([self.out]))
-        return results
+        if models:
+            parts = self._prepare()
+            with StopSignal() as stop:
+                if jobs > 1 and len(models) > 1:
+                    self._train_side_by_side(models, jobs, arguments, stop)
+                else:
+                    for model in models:
+                        self._train(model, parts, stop)
+                        if self.slot is None:
+                            self._write_results()
+                        if stop.raised:
+                            raise Interrupted
+        if self.slot is None:
+            return self._write_results()
+
+    def _train_side_by_side(self, models, jobs, arguments, stop):
+        """Start a process per model as soon as its teacher is finished, `jobs` at a time."""
+        # Long chains first: whoever teaches others must not wait behind a baseline.
+        waiting = sorted(models, key=lambda m: ("teacher", "progressive", "direct", "baseline").index(m.role))
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        common = ["--data", self.data, "--out", self.out, "--seed", self.seed, *(["--strict"] if self.strict else [])]
+        running = {}
+        failed = []
+        while running or (waiting and not failed and not stop.raised):
+            for model in list(waiting):
+                ready = model.teacher is None or self._result_path(model.teacher).exists()
+                if ready and len(running) < jobs and not failed and not stop.raised:
+                    slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
+                    words = [*arguments, *common, "--slot", slot, "--only", model.name]
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)], env=environment
+                    )
+                    running[model.name] = slot, process
+                    waiting.remove(model)
+            time.sleep(0.1)
+            if stop.raised:  # Ctrl-C reached the children too, SIGTERM did not
+                for _, process in running.values():
+                    process.terminate()
+            for name, (_, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    if self._result_path(name).exists():
+                        self._write_results()
+                    elif not stop.raised:
+                        failed.append(name)
+        if stop.raised:
+            raise Interrupted
+        if failed:
+            raise UserError(
+                f"training of {', '.join(failed)} ended early, see its message above: mend that and give the "
+                f"same command again; the finished models are kept."
+            )
 
     # --- before training ------------------------------------------------------------------------------------
 
@@ -152,7 +214,8 @@ class Cascade:
         """Folders -> vocabulary, features, normaliser: {"train": Part, "dev": Part, "test-clean": store, ...}."""
         found = find_parts(self.data)
         note = missing_roles(found)
-        if note:
+        first_time = self.slot is None
+        if note and first_time:
             self._say(note)
         utterances, problems = {}, []
         for role, folders in found.items():
@@ -178,17 +241,15 @@ class Cascade:
         for role in ("train", "dev"):
             parts[role], bad = Part.encode(stores[role], self.bpe, self.settings.max_frames)
             problems += bad
-        if problems:
+        if problems and first_time:
             path = self.out / "skipped.txt"
             checkpoint.write_text_atomic(path, "".join(f"{problem}\n" for problem in problems))
             self._say(f"{len(problems)} utterances or files were left out; {path} lists them and why.")
-        hours = {role: store.num_rows / 360000 for role, store in stores.items()}
-        self._say(
-            f"{self.data}: " + ", ".join(f"{role} {hours[role]:.2f} h" for role in stores)
-            + f"; {self.bpe.size} symbols"
-        )  # fmt: skip
-        if self.bpe.size < self.settings.vocab_size:
-            self._say(f"the corpus has no more to merge than {self.bpe.size} symbols.")
+        if first_time:
+            hours = ", ".join(f"{role} {store.num_rows / 360000:.2f} h" for role, store in stores.items())
+            asked = self.settings.vocab_size
+            fewer = f" (of the {asked} asked for: there is no more to merge)" if self.bpe.size < asked else ""
+            self._say(f"{self.data.name}: {hours}; {self.bpe.size} symbols{fewer}")
         return parts
 
     def _vocabulary(self, utterances):
@@ -215,7 +276,7 @@ class Cascade:
             self._say(f"{plan.name}: {model.num_parameters() / 1e6:.3f} M parameters{told}")
             about["training"] = train(
                 model, parts["train"], parts["dev"], self.bpe, self.settings, folder, self.seed, plan.name,
-                teacher, stop, self.progress,
+                teacher, stop, self.progress, self.slot,
             )  # fmt: skip
             save_model(path, model, self.normaliser, self.bpe, **about)
         result = {
@@ -256,7 +317,7 @@ class Cascade:
         """Beam search over a test set.  The references are looked at only afterwards, to score."""
         order = np.argsort(store.lengths, kind="stable")
         hypotheses = {}
-        bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False)
+        bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False, position=self.slot)
         with bar:
             for start in range(0, len(order), 32):
                 indices = order[start : start + 32]
@@ -353,6 +414,7 @@ class Cascade:
     def _say(self, sentence):
         if self.progress:
             tqdm.write(sentence)
+            sys.stdout.flush()
 
 
 def _default_data(relative):

@@ -77,7 +77,7 @@ class Attention(Module):
         self.heads = config.heads
         self.norm = LayerNorm(width, dtype=dtype)
         self.qkv = Linear(width, 3 * width, rng, dtype)
-        self.positions = parameter(rng.uniform(-1, 1, (config.window, width)).astype(dtype) / np.sqrt(width))
+        self.positions = parameter((rng.uniform(-1, 1, (config.window, width)) / np.sqrt(width)).astype(dtype))
         self.out = Linear(width, width, rng, dtype)
 
     def __call__(self, x, lengths, dropout, memory=None):

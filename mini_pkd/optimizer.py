@@ -41,6 +41,8 @@ class Adam:
 
     def __init__(self, module, clip=5.0):
         tensors = list(module.named_parameters().values())
+        if len({p.data.dtype for p in tensors}) != 1:  # concatenate would quietly make all of them float64
+            raise TypeError("parameters of one module must have one dtype")
         self.clip = clip
         self.steps = 0
         self.values = np.concatenate([p.data.ravel() for p in tensors])

@@ -15,6 +15,7 @@ ones that are kept (ties go to the lower dev loss).  Test sets are never looked 
 
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,12 +183,14 @@ def evaluate(model, part, bpe, settings):
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teacher=None, stop=None, progress=True):
+def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teacher=None, stop=None, progress=True,
+          slot=None):  # fmt: skip
     """Train `model` in place to its best dev weights; returns {"updates", "seconds", "best_dev_wer", ...}.
 
     folder    gets training.npz (the state, replaced now and then) and log.csv (a line per epoch)
     name      of the model: with `seed`, what its random numbers are drawn from
     teacher   a Transducer over the same symbols, or None
+    slot      the line of the progress bar, when several models train side by side
     stop      a StopSignal; when its flag is up, the state is saved and Interrupted is raised
     Raises UserError when MAX_BAD_STEPS losses or gradients in a row were not finite.
     """
@@ -209,8 +212,10 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     ]  # fmt: skip
     total = sum(map(len, plans))
     run.restore()
-    bar = tqdm(total=total, initial=run.step, desc=name, unit="batch", disable=not progress, mininterval=0.5,
-               dynamic_ncols=True, smoothing=0.1)  # fmt: skip
+    bar = tqdm(
+        total=total, initial=run.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
+    )  # fmt: skip
     with bar:
         for epoch in range(run.epoch, settings.epochs):
             for indices in plans[epoch][run.done_in_epoch :]:

@@ -4,6 +4,8 @@ Everything here reads what lies in data_small/; nothing is synthesised. The full
 file is `python data_small/make_corpus.py --check`; these tests sample.
 """
 
+import doctest
+import importlib.util
 import re
 import subprocess
 import sys
@@ -36,6 +38,19 @@ def speakers(corpus):
     rows = (DATA / corpus / "SPEAKERS.TXT").read_text().splitlines()
     table = [[field.strip() for field in row.split("|")] for row in rows if not row.startswith(";")]
     return {speaker: (voice, parts.split()) for speaker, voice, parts in table}
+
+
+def test_examples_in_the_grammar_hold_and_its_rules_too(corpus):
+    spec = importlib.util.spec_from_file_location("grammars", DATA / "grammars.py")
+    grammars = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(grammars)
+    done = doctest.testmod(grammars)
+    assert done.attempted >= 3 and done.failed == 0
+    draw = grammars.GRAMMARS[corpus](np.random.default_rng(7))
+    for words in (draw() for _ in range(500)):
+        text = " ".join(words)
+        assert re.search(r"\bA [AEIOU]|\bAN [^AEIOU]", text) is None, text
+        assert re.fullmatch(r"[A-Z' ]+", text), f"a slot without a list: {text}"
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -101,7 +116,8 @@ def test_sampled_files_are_16_khz_mono_speech_at_a_sane_pace_and_level(corpus):
             assert rate == 16000 and wave.ndim == 1, name
             assert len(wave) == soundfile.info(path).frames, name
             assert 0.15 < len(wave) / rate / len(text.split()) < 1.0, name
-            assert np.sqrt(np.square(wave).mean()) > 0.005 and np.abs(wave).max() < 0.999, name
+            assert np.sqrt(np.square(wave).mean()) > 0.005, name
+            assert np.count_nonzero(np.abs(wave) > 0.999) <= 3, name   # a codec may overshoot by a sample
             # Speech moves: its loudest tenth is at least 10 dB above its quietest tenth.
             frames = np.square(wave[:len(wave) // 400 * 400].reshape(-1, 400)).mean(axis=1)
             quiet, loud = np.quantile(frames, [0.1, 0.9])

@@ -1,0 +1,358 @@
+"""tensor.py: the bookkeeping of reverse mode, without any numerics worth the name."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from mini_pkd import tensor
+from mini_pkd.tensor import Tensor, is_recording, keep_freed_memory, no_grad, record
+
+
+def add(x, y):
+    return record(x.data + y.data, [x, y], lambda g: (g, g))
+
+
+def multiply(x, y):
+    return record(x.data * y.data, [x, y], lambda g: (g * y.data, g * x.data))
+
+
+def double(x):
+    return record(2 * x.data, [x], lambda g: (2 * g,))
+
+
+def leaf(*values):
+    return Tensor(np.array(values), requires_grad=True)
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+
+def test_one_tensor_used_twice_by_one_operation():
+    x = leaf(3.0, -2.0)
+    multiply(x, x).backward(np.array([1.0, 10.0]))
+    np.testing.assert_array_equal(x.grad, [6.0, -40.0])
+
+
+def test_diamond():
+    """y = (2x)(x + x) = 4 x^2, so dy/dx = 8x: both arms must be in before the node at the fork is visited."""
+    x = leaf(3.0)
+    shared = double(x)
+    multiply(shared, add(x, x)).backward()
+    assert x.grad == 24.0
+
+
+def test_arms_of_very_different_length():
+    """The short arm reaches x long before the long one; a walk by depth from the root would go wrong."""
+    x = leaf(1.5)
+    middle = double(x)
+    long = middle
+    for _ in range(10):
+        long = double(long)
+    add(middle, long).backward()
+    assert x.grad == 2 + 2 * 2**10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_graphs_against_the_complex_step(seed):
+    """Any graph of +, x and 2x over three leaves; oracle: f(x + ih).imag / h, exact to rounding (no tape)."""
+
+    def build(leaves, plus, times, twice):
+        rng = np.random.default_rng(seed)
+        values = list(leaves)
+        for _ in range(25):
+            i, j, kind = (*rng.integers(0, len(values), 2), rng.integers(0, 3))
+            new = (plus, times)[kind](values[i], values[j]) if kind < 2 else twice(values[i])
+            values.append(new)
+            if rng.random() < 0.3 and len(values) > 5:
+                values.pop(rng.integers(0, len(values) - 1))
+        total = values[0]
+        for value in values[1:]:
+            total = plus(total, value)
+        return total
+
+    start = np.random.default_rng(100 + seed).uniform(-0.6, 0.6, (3, 4))
+    cotangent = np.random.default_rng(200 + seed).standard_normal(4)
+    leaves = [Tensor(row, requires_grad=True) for row in start]
+    build(leaves, add, multiply, double).backward(cotangent)
+    for k in range(3):
+        moved = [row + (1e-30j if k == i else 0) for i, row in enumerate(start)]
+        expected = build(moved, lambda a, b: a + b, lambda a, b: a * b, lambda a: 2 * a).imag / 1e-30 * cotangent
+        got = np.zeros(4) if leaves[k].grad is None else leaves[k].grad
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_chain_of_100_000_operations_needs_no_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(100_000):
+        y = record(y.data + 1, [y], lambda g: (g,))
+    y.backward()
+    assert y.data == 100_001 and x.grad == 1.0
+
+
+def test_a_long_chain_that_is_dropped_unused_does_no_harm():
+    """Its 100,000 tensors free one another; nested deallocation of that depth must not overflow the C stack."""
+    y = leaf(1.0)
+    for _ in range(100_000):
+        y = double(add(y, y))
+        y.data = np.ones(1)
+    del y
+    gc.collect()
+
+
+def test_gradients_of_several_backward_calls_add_up():
+    x = leaf(1.0, 2.0)
+    for _ in range(3):
+        double(x).backward(np.ones(2))
+    np.testing.assert_array_equal(x.grad, [6.0, 6.0])
+
+
+def test_a_leaf_is_its_own_gradient():
+    x = leaf(2.0)
+    x.backward()
+    assert x.grad == 1.0
+
+
+def test_parents_that_need_no_gradient_get_none():
+    x, constant = leaf(2.0), Tensor(np.array([5.0]))
+    y = multiply(x, constant)
+    y.backward()
+    assert x.grad == 5.0 and constant.grad is None
+    assert not multiply(constant, constant).requires_grad
+
+
+def test_a_backward_may_return_none():
+    x, y = leaf(1.0), leaf(2.0)
+    record(x.data + y.data, [x, y], lambda g: (g, None)).backward()
+    assert x.grad == 1.0 and y.grad is None
+
+
+def test_a_branch_that_gets_no_gradient_at_all():
+    """None stops the flow, and what lies behind is neither called nor left holding memory."""
+    x, called = leaf(1.0), []
+    behind = record(x.data * 3, [x], lambda g: called.append(1) or (g,))
+    stop = record(behind.data, [behind], lambda g: (None,))
+    add(stop, x).backward()
+    assert x.grad == 1.0 and not called
+
+
+# --- who owns which array -----------------------------------------------------------------------------------
+
+
+def test_an_array_given_to_two_parents_is_never_added_into():
+    """add hands the same g to x and y; x then collects more, and y must not see it."""
+    x, y = leaf(1.0, 1.0), leaf(1.0, 1.0)
+    total = add(x, y)
+    for _ in range(4):
+        total = add(total, x)
+    cotangent = np.array([1.0, 2.0])
+    total.backward(cotangent)
+    np.testing.assert_array_equal(x.grad, [5.0, 10.0])
+    np.testing.assert_array_equal(y.grad, [1.0, 2.0])
+    np.testing.assert_array_equal(cotangent, [1.0, 2.0])  # nor may the caller's array change
+
+
+def test_gradients_of_two_leaves_never_share_memory():
+    x, y = leaf(1.0), leaf(1.0)
+    cotangent = np.ones(1)
+    add(x, y).backward(cotangent)
+    assert not np.shares_memory(x.grad, y.grad) and not np.shares_memory(x.grad, cotangent)
+    x.grad += 1
+    assert y.grad == 1.0
+
+
+def test_a_shared_gradient_in_the_middle_of_the_tape():
+    """The intermediate sums are the tape's own, but the first contribution to each is not."""
+    x = leaf(1.0)
+    a, b = double(x), double(x)
+    s = add(a, b)  # g goes to a and b, the same array
+    t = add(s, a)  # and a collects a second time
+    u = add(t, a)  # and a third time, now into the tape's own sum
+    multiply(u, leaf(1.0)).backward()
+    assert x.grad == 2 * 3 + 2
+
+
+def test_read_only_gradients_are_fine():
+    x = leaf(1.0, 2.0, 3.0)
+    total = record(x.data.sum(), [x], lambda g: (np.broadcast_to(g, 3),))
+    again = record(x.data.sum(), [x], lambda g: (np.broadcast_to(g, 3),))
+    add(total, again).backward()
+    np.testing.assert_array_equal(x.grad, [2.0, 2.0, 2.0])
+
+
+def test_a_preset_gradient_buffer_is_filled_in_place():
+    buffer = np.zeros(4)
+    x = leaf(1.0, 2.0)
+    x.grad = buffer[1:3]
+    double(x).backward(np.ones(2))
+    double(x).backward(np.ones(2))
+    np.testing.assert_array_equal(buffer, [0, 4, 4, 0])
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+class Watched(np.ndarray):
+    """An array that a weak reference can point to."""
+
+
+def watched():
+    return np.zeros(3).view(Watched)
+
+
+def chain_with_saved_arrays(x, n):
+    """n operations that each save an array; weak references to these, the oldest first."""
+    saved, y = [], x
+
+    def operation(y):
+        array = watched()
+        saved.append(weakref.ref(array))
+
+        def backward(g):
+            alive.append(sum(reference() is not None for reference in saved))
+            return (g + array.sum(),)
+
+        return record(y.data + 1, [y], backward)
+
+    alive = []
+    for _ in range(n):
+        y = operation(y)
+    return y, saved, alive
+
+
+def test_saved_arrays_die_one_by_one_while_backward_proceeds():
+    """Without the help of the cycle collector, so the peak of a step is its forward pass."""
+    gc.disable()
+    try:
+        x = leaf(1.0)
+        y, saved, alive = chain_with_saved_arrays(x, 10)
+        assert all(reference() is not None for reference in saved)
+        y.backward()
+        assert alive == list(range(10, 0, -1))
+        assert all(reference() is None for reference in saved)
+    finally:
+        gc.enable()
+
+
+def test_the_intermediate_tensors_die_too():
+    gc.disable()
+    try:
+        x = leaf(1.0)
+        y = x
+        references = []
+        for _ in range(5):
+            data = watched()
+            references.append(weakref.ref(data))
+            y = record(data, [y], lambda g: (g.sum(keepdims=True) if g.size != 3 else g[:1],))
+            del data
+            y = record(y.data[:1] + 0, [y], lambda g: (np.repeat(g, 3),))
+        y.backward()
+        assert all(reference() is None for reference in references)
+    finally:
+        gc.enable()
+
+
+def test_a_tape_that_is_never_walked_is_freed_with_its_end():
+    gc.disable()
+    try:
+        y, saved, _ = chain_with_saved_arrays(leaf(1.0), 5)
+        del y
+        assert all(reference() is None for reference in saved)
+    finally:
+        gc.enable()
+
+
+def test_branches_without_a_gradient_are_freed_as_well():
+    """A branch whose cotangent never comes is consumed like the others: its saved arrays must not linger."""
+    x = leaf(1.0)
+    y, saved, alive = chain_with_saved_arrays(x, 3)
+    stop = record(y.data, [y], lambda g: (None,))
+    add(stop, x).backward()
+    assert alive == [] and x.grad == 1.0
+    del y, stop
+    assert all(reference() is None for reference in saved)
+
+
+# --- misuse -------------------------------------------------------------------------------------------------
+
+
+def test_a_second_backward_is_refused():
+    y = double(leaf(1.0))
+    y.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
+def test_two_losses_over_one_tape_are_refused():
+    """Silence would be a wrong gradient: the shared part has dropped what it knew."""
+    x = leaf(1.0)
+    shared = double(x)
+    first, second = double(shared), double(shared)
+    first.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        second.backward()
+
+
+def test_a_vector_needs_a_cotangent_of_its_own_shape():
+    y = double(leaf(1.0, 2.0))
+    with pytest.raises(ValueError, match="needs a cotangent"):
+        y.backward()
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        y.backward(np.ones(3))
+    y.backward([1, 2])  # anything that converts
+
+
+def test_a_gradient_of_the_wrong_shape_is_caught_where_it_is_made():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(AssertionError):
+        record(x.data, [x], lambda g: (g[:1],)).backward(np.ones(2))
+
+
+def test_one_gradient_per_parent():
+    x, y = leaf(1.0), leaf(1.0)
+    with pytest.raises(ValueError):
+        record(x.data, [x, y], lambda g: (g,)).backward()
+
+
+def test_the_cotangent_takes_the_type_of_the_tensor():
+    x = Tensor(np.ones(2, np.float32), requires_grad=True)
+    double(x).backward(np.ones(2))
+    assert x.grad.dtype == np.float32
+
+
+# --- no_grad ------------------------------------------------------------------------------------------------
+
+
+def test_no_grad_records_nothing_and_ends_even_after_an_error():
+    x = leaf(1.0)
+    with no_grad():
+        assert not is_recording()
+        y = double(x)
+        with no_grad():
+            pass
+        assert not is_recording()  # the inner block must not switch it on
+    assert is_recording() and not y.requires_grad and y._parents == () and y._backward is None
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert is_recording() and double(x).requires_grad
+
+
+def test_no_grad_keeps_nothing_alive():
+    gc.disable()
+    try:
+        x = leaf(1.0)
+        with no_grad():
+            y, saved, _ = chain_with_saved_arrays(x, 3)
+        assert all(reference() is None for reference in saved) and y.data == 4.0
+    finally:
+        gc.enable()
+
+
+def test_small_things():
+    assert repr(Tensor(np.zeros((2, 3), np.float32))) == "Tensor(2, 3), float32"
+    assert repr(leaf(1.0)) == "Tensor(1,), float64, requires_grad"
+    assert Tensor([[1, 2]]).shape == (1, 2)
+    assert keep_freed_memory() in (True, False)
+    assert tensor._recording

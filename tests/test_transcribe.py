@@ -1,0 +1,374 @@
+"""transcribe.py with a small random model: streamed text = whole text, every kind of pipe, every bad input.
+
+A random model says random things, but it says them deterministically, and that is all these tests need.
+"""
+
+import io
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from mini_pkd import UserError, checkpoint, transcribe
+from mini_pkd.bpe import BPE
+from mini_pkd.conformer import ConformerConfig
+from mini_pkd.features import NUM_FEATURES, Normaliser, mfcc
+from mini_pkd.train import load_model, save_model
+from mini_pkd.transcribe import PartialLine, Recogniser, cut, main, pipe_pieces
+from mini_pkd.transducer import Transducer, TransducerConfig
+
+ENCODER = ConformerConfig(features=NUM_FEATURES, blocks=3, width=16, heads=2, window=8, kernel=4, expansion=2)
+
+
+def waveform(seed, samples):
+    """A gliding tone in noise; multiples of 1/32768, so that 16 bits hold it exactly."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(samples) / 16000
+    tone = 0.3 * np.sin(2 * np.pi * (300 + 900 * rng.random() * np.sin(3 * t)) * t)
+    return (np.round((tone + 0.02 * rng.standard_normal(samples)) * 32768) / 32768).astype(np.float32)
+
+
+def int16(samples):
+    return (samples * 32768).astype("<i2").tobytes()
+
+
+def wav_header(data_bytes, rate=16000, channels=1, bits=16):
+    fmt = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits)
+    return b"RIFF" + struct.pack("<I", min(2**32 - 1, data_bytes + 36)) + b"WAVEfmt " + fmt + b"data" + struct.pack(
+        "<I", data_bytes
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return BPE.train({"ONE": 5, "TWO": 4, "NINE": 3}, vocab_size=12)
+
+
+@pytest.fixture(scope="module")
+def model(bpe):
+    rng = np.random.default_rng(7)
+    made = Transducer(TransducerConfig(ENCODER, bpe.size, joint_width=12, lstm_layers=1, lstm_width=10), rng)
+    made.table.data *= 6  # sharp enough to have opinions
+    made.output_bias.data[0] = 1.0  # and mostly silent, as a trained one
+    return made
+
+
+@pytest.fixture(scope="module")
+def normaliser():
+    return Normaliser.estimate([mfcc(waveform(0, 8000))])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model, normaliser, bpe):
+    """model.npz and some audio files."""
+    folder = tmp_path_factory.mktemp("transcribe")
+    save_model(folder / "model.npz", model, normaliser, bpe, name="T1")
+    for i, name in enumerate(("a.wav", "b.wav")):
+        soundfile.write(folder / name, waveform(i, 16000 + 4000 * i), 16000, subtype="PCM_16")
+    soundfile.write(folder / "stereo.wav", np.zeros((1600, 2)), 16000)
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "click.wav", np.array([0.5]), 16000)
+    (folder / "garbage.wav").write_bytes(b"this is no audio at all")
+    return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, folder):
+    """run(*arguments, stdin=b"") -> (status, lines on stdout, lines on stderr), from inside the folder."""
+    monkeypatch.chdir(folder)
+
+    def call(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as exit:  # argparse leaves this way
+            status = exit.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return call
+
+
+# --- the class ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("samples", [1, 399, 400, 401, 1680, 20000])
+def test_streamed_text_is_the_whole_text_for_any_cutting(model, normaliser, bpe, beam, samples):
+    recogniser = Recogniser(model, normaliser, bpe, beam)
+    audio = waveform(3, samples)
+    whole = recogniser.transcribe(audio)
+    rng = np.random.default_rng(samples)
+    for trial in range(4):
+        edges = np.sort(rng.integers(0, samples + 1, 12))
+        pieces = [audio] if trial == 0 else np.split(audio, edges)  # some of the pieces are empty
+        stream = recogniser.stream()
+        partial = [stream.push(piece) for piece in pieces]
+        final = stream.finish()
+        assert final == whole
+        if beam == 1:  # greedy takes nothing back
+            assert all(b.startswith(a) for a, b in zip(partial, partial[1:] + [final], strict=True))
+    if samples == 20000:
+        assert len(whole) >= 3  # a model that says nothing would pass all of this
+
+
+def test_n_best_is_sorted_and_the_same_in_a_stream(model, normaliser, bpe):
+    recogniser = Recogniser(model, normaliser, bpe, beam=6)
+    audio = waveform(5, 12000)
+    whole = recogniser.n_best(audio, 4)
+    stream = recogniser.stream()
+    for piece in cut(audio, 2000):
+        stream.push(piece)
+    streamed = stream.finish_n_best(4)
+    assert [text for text, _ in whole] == [text for text, _ in streamed]
+    scores = np.array([score for _, score in whole])
+    assert len(scores) == 4 and (np.diff(scores) <= 0).all() and whole[0][0] == recogniser.transcribe(audio)
+    # float32 rows, summed over some ten frames: 1e-4 is a hundred times what is seen
+    np.testing.assert_allclose(scores, [score for _, score in streamed], atol=1e-4)
+
+
+def test_max_symbols_bounds_what_is_said_per_row(model, normaliser, bpe):
+    chatty = Transducer(model.config, np.random.default_rng(0))
+    chatty.output_bias.data[3] = 50.0  # always unit 3, never blank
+    audio, rows = waveform(1, 16000), 13  # 99 frames -> 50 -> 25 -> 13
+    for most in (2, transcribe.MAX_SYMBOLS):
+        text = Recogniser(chatty, normaliser, bpe, beam=1, max_symbols=most).transcribe(audio)
+        assert text == bpe.decode([3] * (most * rows))
+
+
+def test_a_stream_without_samples_says_so(model, normaliser, bpe):
+    stream = Recogniser(model, normaliser, bpe).stream()
+    assert stream.push(np.zeros(0, np.float32)) == ""
+    with pytest.raises(UserError, match="no samples"):
+        stream.finish()
+
+
+def test_saved_and_loaded_model_says_the_same(folder, model, normaliser, bpe):
+    audio = waveform(2, 9000)
+    loaded = Recogniser.load(folder / "model.npz", beam=3)
+    assert loaded.n_best(audio, 3) == Recogniser(model, normaliser, bpe, beam=3).n_best(audio, 3)
+    assert load_model(folder / "model.npz")[3] == {"name": "T1"}
+
+
+# --- pipes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 16, 100, 5000])
+@pytest.mark.parametrize("claimed", ["right", 0, 2**31 - 37, 2**32 - 1])
+def test_pipes_carry_raw_samples_or_a_wav(size, claimed):
+    audio = waveform(0, 1000)
+    raw = int16(audio)
+    length = len(raw) if claimed == "right" else claimed
+    for content in (raw, wav_header(length) + raw):
+        pieces = list(pipe_pieces(io.BytesIO(content), size))
+        assert {len(p) for p in pieces[:-1]} <= {size} and 0 < len(pieces[-1]) <= size
+        np.testing.assert_array_equal(np.concatenate(pieces), audio)
+
+
+def test_what_follows_the_samples_of_a_wav_is_not_audio():
+    audio = waveform(0, 1000)
+    content = wav_header(2000) + int16(audio) + b"LIST\x04\x00\x00\x00abcd"
+    np.testing.assert_array_equal(np.concatenate(list(pipe_pieces(io.BytesIO(content), 64))), audio)
+
+
+def test_raw_samples_arrive_while_more_are_to_come():
+    """A live stream must not wait for its end: after two pieces, only two pieces have been read."""
+    source = io.BytesIO(int16(waveform(0, 16000)))
+    pieces = pipe_pieces(source, 100)
+    next(pieces), next(pieces)
+    assert source.tell() == 400
+
+
+@pytest.mark.parametrize("samples", [1, 3, 21, 22, 23])
+def test_pipes_shorter_than_a_wav_header(samples):
+    audio = waveform(0, samples)
+    np.testing.assert_array_equal(np.concatenate(list(pipe_pieces(io.BytesIO(int16(audio)), 8))), audio)
+
+
+@pytest.mark.parametrize("kind", [("flac", "FLAC", "PCM_16"), ("wav", "WAV", "FLOAT"), ("wavex", "WAVEX", "PCM_16")])
+def test_other_files_on_a_pipe_are_read_whole(kind):
+    audio, file = waveform(0, 3000), io.BytesIO()
+    soundfile.write(file, audio, 16000, format=kind[1], subtype=kind[2])
+    pieces = list(pipe_pieces(io.BytesIO(file.getvalue()), 700))
+    assert [len(p) for p in pieces] == [700, 700, 700, 700, 200]
+    np.testing.assert_array_equal(np.concatenate(pieces), audio)
+
+
+def test_a_wav_of_another_rate_on_a_pipe_is_resampled():
+    audio = waveform(0, 8000)
+    content = wav_header(16000, rate=8000) + int16(audio)
+    assert sum(map(len, pipe_pieces(io.BytesIO(content), 700))) == 16000
+
+
+def test_bad_pipes():
+    for content in (b"", wav_header(0)):
+        with pytest.raises(UserError, match="no samples"):
+            list(pipe_pieces(io.BytesIO(content), 100))
+    with pytest.raises(UserError, match="middle of a 16 bit sample"):
+        list(pipe_pieces(io.BytesIO(b"\0" * 77), 100))
+    with pytest.raises(UserError, match="2 channels"):
+        list(pipe_pieces(io.BytesIO(wav_header(400, channels=2) + bytes(400)), 100))
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_a_line_per_file(run, model, normaliser, bpe):
+    recogniser = Recogniser(model, normaliser, bpe)
+    status, out, err = run("model.npz", "a.wav", "b.wav")
+    texts = [recogniser.transcribe(waveform(i, 16000 + 4000 * i)) for i in range(2)]
+    assert (status, err) == (0, []) and texts[0] != texts[1]
+    assert out == [f"a.wav {texts[0]}", f"b.wav {texts[1]}"]
+    assert run("model.npz", "--beam", 1, "a.wav")[1] == [
+        f"a.wav {Recogniser(model, normaliser, bpe, beam=1).transcribe(waveform(0, 16000))}"
+    ]
+
+
+@pytest.mark.parametrize("beam", [1, 8])
+@pytest.mark.parametrize("piece", [1, 160, 100000])
+def test_stream_prints_growing_lines_and_ends_with_the_same(run, beam, piece):
+    whole = run("model.npz", "a.wav", "--beam", beam)[1]
+    status, out, err = run("model.npz", "a.wav", "--beam", beam, "--stream", "--piece-ms", piece)
+    assert (status, err) == (0, []) and out[-1:] == whole
+    assert all(line.startswith("a.wav ") and line.endswith(" ...") for line in out[:-1])
+    assert all(a != b for a, b in zip(out, out[1:], strict=False))  # a line per change, no more
+    assert len(out) > 2 if piece == 160 else True
+
+
+def test_n_best_lines(run):
+    status, out, _ = run("model.npz", "b.wav", "--n-best", 3)
+    assert status == 0 and [line.split()[:2] for line in out] == [["b.wav", str(k)] for k in (1, 2, 3)]
+    scores = [float(line.split()[2]) for line in out]
+    assert scores == sorted(scores, reverse=True)
+    assert out[0].split(maxsplit=3)[3] == run("model.npz", "b.wav")[1][0].partition(" ")[2]
+    assert run("model.npz", "b.wav", "--n-best", 3, "--stream")[1][-3:] == out
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",), ("--stream", "--piece-ms", "37")])
+def test_stdin(run, options):
+    raw = int16(waveform(0, 16000))
+    text = run("model.npz", "a.wav")[1][0].partition(" ")[2]
+    for content in (raw, wav_header(len(raw)) + raw):
+        status, out, err = run("model.npz", "-", *options, stdin=content)
+        assert (status, err) == (0, []) and out[-1] == f"- {text}"
+
+
+def test_a_file_of_one_sample(run):
+    status, out, err = run("model.npz", "click.wav")
+    assert (status, err) == (0, []) and len(out) == 1 and out[0].startswith("click.wav")
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",)])
+def test_bad_files_are_reported_and_the_others_transcribed(run, options):
+    good = run("model.npz", "a.wav")[1]
+    bad = ("missing.wav", "stereo.wav", "empty.wav", "garbage.wav", ".")
+    status, out, err = run("model.npz", *bad, "a.wav", *options)
+    assert status == 2 and out[-1:] == good and len(err) == len(bad)
+    for line, word in zip(err, ("does not exist", "2 channels", "no samples", "cannot be read", "folder"), strict=True):
+        assert line.startswith("mini_pkd: ") and word in line
+    assert run("model.npz", "-", "a.wav")[::2] == (
+        2, ["mini_pkd: stdin holds no samples: pipe a WAV file or raw mono int16 samples at 16 kHz into it."]
+    )  # fmt: skip
+
+
+def test_bad_models(run, folder):
+    checkpoint.save(folder / "other.npz", {"x": np.zeros(3)}, {"epoch": 1})
+    np.savez(folder / "archive.npz", x=np.zeros(3))
+    (folder / "text.npz").write_text("hello")
+    (folder / "cut.npz").write_bytes((folder / "model.npz").read_bytes()[:2000])
+    for model, word in (
+        ("nowhere.npz", "no checkpoint"),
+        ("other.npz", "not a model"),
+        ("archive.npz", "no mini_pkd checkpoint"),
+        ("text.npz", "not a mini_pkd checkpoint"),
+        ("cut.npz", "damaged"),
+        (".", "could not be opened"),
+    ):
+        status, out, err = run(model, "a.wav")
+        assert status == 2 and out == [] and len(err) == 1 and word in err[0], (model, err)
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (("--piece-ms", "0"), "'0' is not a whole number of at least 1"),
+        (("--piece-ms", "-5"), "--piece-ms"),
+        (("--piece-ms", "a"), "'a' is not"),
+        (("--beam", "0"), "--beam"),
+        (("--beam", "2.5"), "--beam"),
+        (("--n-best", "0"), "--n-best"),
+        (("--n-best", "3", "--beam", "2"), "needs a --beam of at least 3"),
+        (("--fast",), "--fast"),
+    ],
+)
+def test_bad_options(run, arguments, word):
+    status, out, err = run("model.npz", "a.wav", *arguments)
+    assert status == 2 and out == [] and len(err) == 1 and word in err[0]
+
+
+def test_no_arguments_and_help(run):
+    status, out, err = run()
+    assert status == 2 and len(err) == 1 and "MODEL.npz" in err[0] and "FILE" in err[0]
+    assert run("model.npz")[0] == 2
+    status, out, err = run("--help")
+    assert status == 0 and "--stream" in "\n".join(out) and "arecord" in "\n".join(out)
+
+
+def test_interrupting_files_is_130_and_a_microphone_keeps_its_text(run, monkeypatch):
+    raw = int16(waveform(0, 16000))
+    heard = []
+
+    class Pressed:
+        """A StopSignal whose user presses Ctrl-C after the third piece."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        raised = property(lambda self: len(heard) >= 3)
+
+    push = transcribe.RecogniserStream.push
+    monkeypatch.setattr(transcribe.RecogniserStream, "push", lambda self, x: heard.append(x) or push(self, x))
+    monkeypatch.setattr(transcribe, "StopSignal", Pressed)
+    status, out, _ = run("model.npz", "-", "--stream", stdin=raw)
+    assert status == 0 and len(heard) == 3
+    assert out[-1] == run("model.npz", "-", stdin=raw[: 3 * 2 * 2560])[1][0]
+
+    def interrupted(self, *rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recogniser, "n_best", interrupted)
+    assert run("model.npz", "a.wav")[0] == 130
+
+
+# --- what a terminal shows ----------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_one_line_that_grows(monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: SimpleNamespace(columns=20))
+    file = Terminal()
+    line = PartialLine("a", file)
+    for text in ("", "ONE", "ONE", "ONE TWO THREE FOUR"):
+        line.show(text)
+    line.clear()
+    shown = file.getvalue()
+    assert "\n" not in shown and shown.endswith("\r\x1b[K")
+    frames = [frame.removesuffix("\x1b[K") for frame in shown.split("\r")[1:]]
+    assert frames == ["a ONE ...", "...WO THREE FOUR ...", ""] or frames[1].endswith(" FOUR ...")
+    assert all(len(frame) < 20 for frame in frames)
+
+
+def test_clearing_what_was_never_shown_writes_nothing():
+    for file in (Terminal(), io.StringIO()):
+        PartialLine("a", file).clear()
+        assert file.getvalue() == ""
