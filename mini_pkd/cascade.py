@@ -288,14 +288,15 @@ class Cascade:
             "teacher": plan.teacher,
             "params": model.num_parameters(),
             **about["training"],
-            "wer": {}, "ser": {}, "wer_ci95": {}, "edits": {},
+            "wer": {}, "ser": {}, "wer_ci95": {}, "ser_ci95": {}, "edits": {},
         }  # fmt: skip
         start = time.monotonic()
         for test_set in TEST_SETS:
             if test_set in parts:
                 score = self._decode(model, parts[test_set], folder / f"{test_set}.txt", f"{plan.name} {test_set}")
                 result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
-                result["wer_ci95"][test_set] = list(wer.bootstrap_interval(score))
+                for metric in ("wer", "ser"):
+                    result[f"{metric}_ci95"][test_set] = list(wer.bootstrap_interval(score, metric))
                 result["edits"][test_set] = [score.substitutions, score.deletions, score.insertions]
         result["decoding_seconds"] = round(time.monotonic() - start, 1)
         rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])

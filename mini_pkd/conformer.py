@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ops
+from . import UserError, ops
 from .attention import causal_attention
 from .convolution import depthwise_convolution, max_pool, pooled_lengths
 from .layers import NO_DROPOUT, LayerNorm, Linear, Module, parameter
@@ -44,9 +44,9 @@ class ConformerConfig:
 
     def __post_init__(self):
         if self.width % self.heads:
-            raise ValueError(f"encoder width {self.width} is not a multiple of its {self.heads} heads")
+            raise UserError(f"encoder width {self.width} is not a multiple of its {self.heads} heads: change one.")
         if self.blocks < self.pools:
-            raise ValueError(f"{self.blocks} encoder blocks cannot hold {self.pools} time reductions")
+            raise UserError(f"{self.blocks} encoder blocks cannot hold {self.pools} time reductions: give more blocks.")
 
     @property
     def reduction(self):

@@ -22,8 +22,7 @@ may have any joint width, but needs the same vocabulary, frames and labels: the 
 """
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
 
 from mini_pkd.rnnt_loss import (
     BLANK,
@@ -36,6 +35,7 @@ from mini_pkd.rnnt_loss import (
     walk,
     wants_gradients,
 )
+from mini_pkd.simd import REORDER, exp, row_max
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
@@ -106,77 +106,33 @@ def materialised_kl_and_gradients(
 
 
 # ---------------------------------------------------------------------------------------------------
-# Kernels.  fast_exp, row_max and softmax_row stand in rnnt_loss.py too, with the explanation: numba's cache
-# does not notice an edit in another file, so a kernel's helpers live beside it
+# Kernels
 # ---------------------------------------------------------------------------------------------------
 
-F = np.float32
-_LOG2E, _LN2_HIGH, _LN2_LOW = F(1 / np.log(2)), F(0.693359375), F(np.log(2) - 0.693359375)
-_C2, _C3, _C4, _C5, _C6, _C7 = F(1 / 2), F(1 / 6), F(1 / 24), F(1 / 120), F(1 / 720), F(1 / 5040)
-_EXACT = {"fastmath": {"contract"}}
-_SUMS = {"reassoc", "contract", "nsz"}
-
-
-def fast_exp(x):
-    """exp, to about 1e-7 relative in float32, and fit for vector instructions; for use inside kernels."""
-    return np.exp(x)
-
-
-@overload(fast_exp, jit_options=_EXACT)
-def _fast_exp(x):
-    if x != types.float32:
-        return lambda x: np.exp(x)
-
-    def exp32(x):
-        x = F(-87) if x < F(-87) else x
-        x = F(88) if x > F(88) else x
-        k = np.floor(x * _LOG2E + F(0.5))
-        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r + F(1)
-        power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
-        return p * power.view(np.float32)
-
-    return exp32
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
-def row_max(row):
-    """The largest entry, by eight running maxima."""
-    V = row.shape[0]
-    a = b = c = d = e = f = g = h = row[0]
-    whole = V - V % 8
-    for k in range(0, whole, 8):
-        a, b, c, d = max(a, row[k]), max(b, row[k + 1]), max(c, row[k + 2]), max(d, row[k + 3])
-        e, f, g, h = max(e, row[k + 4]), max(f, row[k + 5]), max(g, row[k + 6]), max(h, row[k + 7])
-    for k in range(whole, V):
-        a = max(a, row[k])
-    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
 def add_bias(row, bias):
     for k in range(row.shape[0]):
         row[k] += bias[k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
 def exp_row(row, shift, scale):
     """row = exp((row - shift) * scale), in place; returns the sum."""
     total = shift - shift
     for k in range(row.shape[0]):
-        e = fast_exp((row[k] - shift) * scale)
+        e = exp((row[k] - shift) * scale)
         row[k] = e
         total += e
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
 def scale_row(row, factor):
     for k in range(row.shape[0]):
         row[k] *= factor
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
     """Per node: ln P(blank), ln P(label) and the KL; in place, logits become the student's
     probabilities and teacher_logits the KL's gradient by the student's logits, (P_S - P_T) / tau.
@@ -197,7 +153,7 @@ def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temper
         if temperature == 1.0:
             for k in range(row.shape[0]):
                 x, x_teacher = row[k] - top, teacher_row[k] - teacher_top
-                e, e_teacher = fast_exp(x), fast_exp(x_teacher)
+                e, e_teacher = exp(x), exp(x_teacher)
                 Z += e
                 teacher_Z += e_teacher
                 cross += e_teacher * (x_teacher - x)
@@ -212,14 +168,14 @@ def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temper
         else:
             for k in range(row.shape[0]):
                 x, x_teacher = (row[k] - top) * scale, (teacher_row[k] - teacher_top) * scale
-                e_teacher = fast_exp(x_teacher)
-                Z += fast_exp(x)
+                e_teacher = exp(x_teacher)
+                Z += exp(x)
                 teacher_Z += e_teacher
                 cross += e_teacher * (x_teacher - x)
                 teacher_row[k] = e_teacher
             p, p_teacher = scale / Z, scale / teacher_Z
             for k in range(row.shape[0]):
-                teacher_row[k] = fast_exp((row[k] - top) * scale) * p - teacher_row[k] * p_teacher
+                teacher_row[k] = exp((row[k] - top) * scale) * p - teacher_row[k] * p_teacher
             kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
             Z = exp_row(row, top, one)  # the RNN-T loss itself knows no temperature
             scale_row(row, one / Z)
@@ -252,7 +208,7 @@ def class_log_probs(row, label, scale):
     return blank - log_Z, said - log_Z, rest - log_Z
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
     """As compare_full, with three classes.  Of the teacher only three numbers are needed, so its row then
     serves for the gradient: P_S(c) - P_T(c) for class c, shared among the rest's symbols as P_S does.

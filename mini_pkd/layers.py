@@ -4,7 +4,9 @@ A module is a plain object whose attributes are parameters (Tensors), other modu
 Names follow the attributes ("encoder.blocks.3.attention.qkv.weight"), in the order of their creation:
 that order is the layout of checkpoints and of the optimizer's flat buffer.
 
-Weights are drawn uniformly in +-1/sqrt(fan_in) (the range of LeCun et al. 1998), biases are zero.
+Weights and biases are drawn uniformly in +-1/sqrt(fan_in).  Zero biases would be a trap here: a row that
+SpecAugment has set to zero would stay zero through a new network, and the layer norm of a zero row multiplies
+gradients by 1/sqrt(epsilon) = 316, layer after layer (norms of 1e9 were seen in a first epoch).
 """
 
 import numpy as np
@@ -23,17 +25,21 @@ class Module:
 
     def named_parameters(self, prefix=""):
         """{"blocks.0.norm.gain": Tensor, ...} in order of creation; a shared tensor appears once."""
-        found = {}
+        found, seen = {}, set()
         for name, value in vars(self).items():
+            inside = {}
             if isinstance(value, Tensor):
-                if value.requires_grad and not any(value is other for other in found.values()):
-                    found[prefix + name] = value
+                inside = {prefix + name: value} if value.requires_grad else {}
             elif isinstance(value, Module):
-                found.update(value.named_parameters(f"{prefix}{name}."))
+                inside = value.named_parameters(f"{prefix}{name}.")
             elif isinstance(value, list):
                 for i, item in enumerate(value):
                     if isinstance(item, Module):
-                        found.update(item.named_parameters(f"{prefix}{name}.{i}."))
+                        inside |= item.named_parameters(f"{prefix}{name}.{i}.")
+            for key, tensor in inside.items():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[key] = tensor
         return found
 
     def num_parameters(self):
@@ -53,7 +59,7 @@ class Linear(Module):
     def __init__(self, inputs, outputs, rng, dtype=np.float32):
         bound = 1 / np.sqrt(inputs)
         self.weight = parameter(rng.uniform(-bound, bound, (inputs, outputs)).astype(dtype))
-        self.bias = parameter(np.zeros(outputs, dtype))
+        self.bias = parameter(rng.uniform(-bound, bound, outputs).astype(dtype))
 
     def __call__(self, x):
         return ops.linear(x, self.weight, self.bias)

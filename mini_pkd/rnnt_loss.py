@@ -31,10 +31,10 @@ Left out: restricting the lattice to a band, and FastEmit-like regularisers.
 import itertools
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
 
 from mini_pkd import UserError
+from mini_pkd.simd import REORDER, exp, row_max, tanh
 from mini_pkd.tensor import is_recording, record
 
 BLANK = 0
@@ -286,87 +286,14 @@ def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
 
 
 # ---------------------------------------------------------------------------------------------------
-# Kernels.  Their exponentials: np.exp inside numba is a library call per element, a polynomial is not
+# Kernels
 # ---------------------------------------------------------------------------------------------------
-
-# exp(x) = 2^k * exp(r) with k = round(x / ln 2) and |r| <= ln 2 / 2, where eight Taylor terms are off by less
-# than 5e-9.  ln 2 is subtracted in two parts, the first with so few bits that k times it is exact.  2^k is
-# made by writing k + 127 into a float's exponent field.  Below exp(-87) float32 ends: that is our zero.
-# A NaN must come out as a NaN (training relies on seeing it), hence the direction of the comparisons.
-# float64 takes numpy's functions.  1 / n! and so on are float32 literals, or numba would compute in float64.
-F = np.float32
-_LOG2E, _LN2_HIGH, _LN2_LOW = F(1 / np.log(2)), F(0.693359375), F(np.log(2) - 0.693359375)
-_C2, _C3, _C4, _C5, _C6, _C7 = F(1 / 2), F(1 / 6), F(1 / 24), F(1 / 120), F(1 / 720), F(1 / 5040)
-_EXACT = {"fastmath": {"contract"}}  # reassociation would merge the two parts of ln 2 again
-
-
-def fast_exp(x):
-    """exp, to about 1e-7 relative in float32, and fit for vector instructions; for use inside kernels."""
-    return np.exp(x)
-
-
-@overload(fast_exp, jit_options=_EXACT)
-def _fast_exp(x):
-    if x != types.float32:
-        return lambda x: np.exp(x)
-
-    def exp32(x):
-        x = F(-87) if x < F(-87) else x
-        x = F(88) if x > F(88) else x
-        k = np.floor(x * _LOG2E + F(0.5))
-        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r + F(1)
-        power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
-        return p * power.view(np.float32)
-
-    return exp32
-
-
-def fast_tanh(x):
-    """tanh, to about 3e-7 relative in float32, also for tiny x; for use inside kernels."""
-    return np.tanh(x)
-
-
-@overload(fast_tanh, jit_options=_EXACT)
-def _fast_tanh(x):
-    if x != types.float32:
-        return lambda x: np.tanh(x)
-
-    def tanh32(x):
-        # tanh(x) = m / (m + 2) with m = exp(2x) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0
-        x = x + x
-        x = F(-20) if x < F(-20) else x
-        x = F(20) if x > F(20) else x
-        k = np.floor(x * _LOG2E + F(0.5))
-        r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r
-        power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-        m = power * p + (power - F(1))
-        return m / (m + F(2))
-
-    return tanh32
-
 
 # Sums in any order and fused multiply-adds are welcome in row kernels, where everything is finite;
 # "no infinities" and "no NaNs" are not promised.  Forward-backward is compiled without any of it.
-_SUMS = {"reassoc", "contract", "nsz"}
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
-def row_max(row):
-    """The largest entry.  Eight running maxima, for one is a chain in which each step waits for the last."""
-    V = row.shape[0]
-    a = b = c = d = e = f = g = h = row[0]
-    whole = V - V % 8
-    for k in range(0, whole, 8):
-        a, b, c, d = max(a, row[k]), max(b, row[k + 1]), max(c, row[k + 2]), max(d, row[k + 3])
-        e, f, g, h = max(e, row[k + 4]), max(f, row[k + 5]), max(g, row[k + 6]), max(h, row[k + 7])
-    for k in range(whole, V):
-        a = max(a, row[k])
-    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
-
-
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def hidden_rows(enc, pred, enc_start, pred_start, node_start, hidden):
     """hidden[node] = tanh(enc[t] + pred[u]) for the nodes of a chunk; one iteration per enc row."""
     first = enc_start[0]
@@ -378,10 +305,10 @@ def hidden_rows(enc, pred, enc_start, pred_start, node_start, hidden):
         for u in range(columns):
             p, h = pred[pred_start[k] + u], hidden[node + u]
             for j in range(h.shape[0]):
-                h[j] = fast_tanh(e[j] + p[j])
+                h[j] = tanh(e[j] + p[j])
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def hidden_rows_backward(d_hidden, hidden, enc_start, pred_start, node_start, d_enc, d_pred):
     """Through tanh (in place), then sum over columns into d_enc and over frames into d_pred.
 
@@ -410,7 +337,7 @@ def hidden_rows_backward(d_hidden, hidden, enc_start, pred_start, node_start, d_
                 out[j] += d[j]
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def softmax_rows(logits, bias, node_labels, blank, label):
     """Logits (without bias) become probabilities, in place; ln P(blank) and ln P(label) are noted."""
     one = logits.dtype.type(1)
@@ -424,7 +351,7 @@ def softmax_rows(logits, bias, node_labels, blank, label):
         label[n] = row[y] - largest if y >= 0 else -np.inf
         total = one - one
         for k in range(row.shape[0]):
-            e = fast_exp(row[k] - largest)
+            e = exp(row[k] - largest)
             row[k] = e
             total += e
         log_total = np.log(np.float64(total))
@@ -435,7 +362,7 @@ def softmax_rows(logits, bias, node_labels, blank, label):
             row[k] *= inverse
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=_SUMS)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
 def logit_gradients(probs, kl_gradients, node_labels, d_blank, d_label, rnnt_weight, kl_weight):
     """Probabilities become the gradient of the loss with respect to the logits, in place.
 

@@ -11,6 +11,7 @@ name, `T1.width=96`.
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 
 from . import UserError
@@ -92,11 +93,11 @@ class Settings:
     kl: str = "full"  # full | collapsed
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
-    time_masks: int = 2
-    max_time: int = 30
+    time_masks: int = 2  # SpecAugment: rows and cepstra hidden from the encoder
+    max_time: int = 8
     max_time_fraction: float = 0.15
-    freq_masks: int = 2
-    max_freq: int = 5
+    freq_masks: int = 1
+    max_freq: int = 4
     dev_every: int = 1  # epochs between two looks at the dev set
     checkpoint_minutes: float = 5.0
     beam: int = 8
@@ -157,6 +158,9 @@ class Scale:
         return dataclasses.asdict(self)
 
 
+MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+
+
 def _parse(owner, key, text, name):
     types = {field.name: field.type for field in dataclasses.fields(owner)}
     if key not in types:
@@ -165,7 +169,14 @@ def _parse(owner, key, text, name):
     try:
         value = kind(text)
     except ValueError:
-        raise UserError(f"{name} wants a {kind.__name__}, and {text!r} is none.") from None
+        wanted = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} wants {wanted}, and {text!r} is none.") from None
+    if kind is int and value < (0 if key in MAY_BE_ZERO else 1):
+        raise UserError(f"{name} must be at least {0 if key in MAY_BE_ZERO else 1}, and {text} is less.")
+    if kind is float and not 0 <= value < math.inf:  # nan as well
+        raise UserError(f"{name} must be a finite number of at least 0, not {text}.")
+    if (key == "dropout" and value >= 1) or (key == "temperature" and value == 0):
+        raise UserError(f"{name} must be {'below 1' if key == 'dropout' else 'above 0'}, not {text}.")
     choices = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
     if key in choices and value not in choices[key]:
         raise UserError(f"{name} is one of {', '.join(choices[key])}, not {text!r}.")
@@ -194,7 +205,7 @@ TINY = Scale(
     Settings(
         data="data_small/numbers",
         vocab_size=64,
-        epochs=20,
+        epochs=24,
         batch_utterances=8,
         batch_frames=4000,
         max_frames=1200,
@@ -203,9 +214,9 @@ TINY = Scale(
         dev_every=5,
     ),
     {
-        "T1": Size(7, 56, 4, 32, 16, 4, 64, 1, 80),
-        "79": Size(4, 48, 4, 32, 16, 4, 80, 1, 80),
-        "61": Size(4, 32, 4, 32, 16, 4, 48, 1, 48),
+        "T1": Size(4, 88, 4, 32, 16, 2, 96, 1, 96),
+        "79": Size(3, 64, 4, 32, 16, 2, 96, 1, 96),
+        "61": Size(3, 40, 4, 32, 16, 2, 48, 1, 48),
     },
     (EXPERIMENT_1[:2],),
 )
@@ -215,22 +226,22 @@ SMALL = Scale(
     Settings(
         data="data_small/sentences",
         vocab_size=256,
-        epochs=30,
-        batch_utterances=12,
-        batch_frames=6000,
+        epochs=20,
+        batch_utterances=8,
+        batch_frames=4000,
         max_frames=1600,
         peak_rate=2e-3,
         warmup_steps=400,
         dev_every=5,
-        curriculum_epochs=3,
+        curriculum_epochs=2,
     ),
     {
-        "T1": Size(7, 80, 4, 32, 16, 4, 112, 1, 144),
-        "79": Size(7, 64, 4, 32, 16, 4, 96, 1, 80),
-        "61": Size(7, 56, 4, 32, 16, 4, 64, 1, 80),
-        "46": Size(7, 48, 4, 32, 16, 4, 64, 1, 64),
-        "58": Size(9, 48, 4, 32, 16, 4, 80, 1, 64),
-        "24": Size(5, 40, 4, 32, 16, 4, 48, 1, 48),
+        "T1": Size(5, 112, 4, 32, 16, 2, 160, 1, 160),
+        "79": Size(5, 88, 4, 32, 16, 2, 112, 1, 128),
+        "61": Size(4, 88, 4, 32, 16, 2, 96, 1, 96),
+        "46": Size(3, 80, 4, 32, 16, 2, 112, 1, 112),
+        "58": Size(3, 96, 4, 32, 16, 2, 96, 1, 112),
+        "24": Size(3, 56, 4, 32, 16, 2, 80, 1, 80),
     },
     (EXPERIMENT_1, EXPERIMENT_2),
 )

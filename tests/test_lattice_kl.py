@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from mini_pkd import lattice_kl, rnnt_loss
+from mini_pkd import rnnt_loss
 from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients, node_kl
 from mini_pkd.rnnt_loss import LatticeError, log_softmax, materialised_loss_and_gradients
 from mini_pkd.tensor import Tensor, no_grad
@@ -242,17 +242,6 @@ def test_not_a_number_is_not_hidden(kind):
             networks[whose][where].flat[-1] = np.nan
             loss, _, _, _ = run(*networks, kind=kind)
             assert np.isnan(loss), (whose, where)
-
-
-def test_both_copies_of_the_kernel_helpers_are_the_same():
-    """numba's cache forces two copies; nobody may mend one of them only."""
-    import inspect
-
-    for name in ("_fast_exp",):
-        a, b = (inspect.getsource(getattr(file, name)) for file in (rnnt_loss, lattice_kl))
-        assert a == b
-    for name in ("_LOG2E", "_LN2_HIGH", "_LN2_LOW", "_C2", "_C3", "_C4", "_C5", "_C6", "_C7"):
-        assert getattr(rnnt_loss, name) == getattr(lattice_kl, name)
 
 
 @pytest.mark.parametrize(

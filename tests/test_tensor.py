@@ -199,7 +199,9 @@ class Watched(np.ndarray):
 
 
 def watched():
-    return np.zeros(3).view(Watched)
+    array = Watched(3)  # it owns its memory, so every view of it keeps it alive
+    array[:] = 0
+    return array
 
 
 def chain_with_saved_arrays(x, n):
@@ -237,6 +239,7 @@ def test_saved_arrays_die_one_by_one_while_backward_proceeds():
 
 
 def test_the_intermediate_tensors_die_too():
+    """Even while the result is still held, say for the progress bar."""
     gc.disable()
     try:
         x = leaf(1.0)
@@ -248,6 +251,7 @@ def test_the_intermediate_tensors_die_too():
             y = record(data, [y], lambda g: (g.sum(keepdims=True) if g.size != 3 else g[:1],))
             del data
             y = record(y.data[:1] + 0, [y], lambda g: (np.repeat(g, 3),))
+        assert all(reference() is not None for reference in references)
         y.backward()
         assert all(reference() is None for reference in references)
     finally:
