@@ -118,7 +118,9 @@ def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, pro
                     ra, rb = positions[i, c0 + c], positions[i, c0 + c + 1]
                     rc, rd = positions[i, c0 + c + 2], positions[i, c0 + c + 3]
                     for t in range(n):
-                        p[t] += qa[t] * (ka[t] + ra) + qb[t] * (kb[t] + rb) + qc[t] * (kc[t] + rc) + qd[t] * (kd[t] + rd)
+                        p[t] += (
+                            qa[t] * (ka[t] + ra) + qb[t] * (kb[t] + rb) + qc[t] * (kc[t] + rc) + qd[t] * (kd[t] + rd)
+                        )
                     c += 4
                 while c < C:
                     kc, qc, rc = k[c, past - i + t0 :], q[c, t0:], positions[i, c0 + c]
