@@ -50,7 +50,7 @@ from mini_pkd import UserError
 
 BLANK = 0
 BEAM = 8  # the paper's width
-MAX_SYMBOLS = 6  # per frame; 75 symbols a second at 80 ms a frame, nobody speaks faster
+MAX_SYMBOLS = 5  # per row; 62 symbols a second at 80 ms a row, nobody speaks faster
 
 
 class Hypothesis(NamedTuple):

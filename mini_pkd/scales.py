@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from . import UserError
 from .conformer import ConformerConfig
+from .decode import MAX_SYMBOLS
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig
 
@@ -101,7 +102,7 @@ class Settings:
     dev_every: int = 1  # epochs between two looks at the dev set
     checkpoint_minutes: float = 5.0
     beam: int = 8
-    max_symbols: int = 5  # most symbols per encoder row in decoding
+    max_symbols: int = MAX_SYMBOLS  # most symbols per encoder row in decoding
     feature_type: str = "float32"  # float16 halves the feature store
 
     def spec_augment(self):

@@ -27,13 +27,11 @@ import numpy as np
 
 from . import UserError
 from .conformer import EncoderStream
-from .decode import BEAM, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
+from .decode import BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
 from .features import SAMPLE_RATE, StreamingMFCC, mfcc, read_audio
-from .scales import Settings
 from .tensor import Tensor, no_grad
 from .train import StopSignal, load_model
 
-MAX_SYMBOLS = Settings.max_symbols  # as in the cascade's own decoding, so that texts agree
 PIECE_MS = 160  # two encoder rows
 WHOLE = SAMPLE_RATE * 10  # samples read from a pipe at a time when nobody waits for partial results
 
