@@ -225,3 +225,16 @@ def _attend_backward(
         for i in range(W):
             for c in range(C):
                 dpositions[b, i, c0 + c] = dr[i, c]
+
+
+if __name__ == "__main__":
+    from .tensor import Tensor
+
+    # Queries of zero make all scores equal, so every output is the mean of the values in its window of 3.
+    values = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])
+    qkv = np.concatenate([np.zeros((5, 2)), values], axis=1)
+    lengths = [3, 2]
+    out = causal_attention(Tensor(qkv), Tensor(np.zeros((3, 1))), lengths, heads=1).data[:, 0]
+    print("two utterances, values 1 2 3 | 10 20, window 3, equal scores:")
+    print("  kernel  ", np.round(out, 3), " (running means; the second utterance does not see the first)")
+    print("  readable", np.round(causal_attention_readable(qkv, np.zeros((3, 1)), lengths, 1)[:, 0], 3))

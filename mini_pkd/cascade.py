@@ -18,23 +18,29 @@ trained side by side (`--jobs`), each in a process of its own with its share of 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from tqdm import tqdm
 
 from . import UserError, checkpoint, report, wer
 from .bpe import BPE
-from .corpus import FeatureStore, estimate_normaliser, find_parts, missing_roles, read_part, word_counts
+from .corpus import disk_errors, find_parts, missing_roles, read_part, word_counts
 from .decode import beam_search
-from .scales import SCALES, count_parameters, get_scale
+from .feature_store import FeatureStore, estimate_normaliser, only_process
+from .rnnt_loss import KEEP_BYTES
+from .scales import SCALES, count_parameters, get_scale, training_flop
 from .specaugment import generator
 from .train import Interrupted, Part, StopSignal, load_model, save_model, train
 from .transducer import Transducer
@@ -45,31 +51,66 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def main(argv=None):
     """The command; returns its exit status: 0, 2 after a sentence on stderr, 130 when interrupted."""
-    arguments = _parse(argv)
-    command = "python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if argv is None else argv)
+    slot = None
     try:
+        arguments = _parse(argv)
+        slot = arguments.slot
         scale = get_scale(arguments.scale).override(arguments.settings)
-        if arguments.dry_run:
-            print(describe(scale))
-            return 0
+        jobs = arguments.jobs if arguments.jobs is not None else _default_jobs(scale)
+        command = "python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if argv is None else argv)
         cascade = Cascade(
-            scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict, slot=arguments.slot
+            scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict, slot=slot
         )
-        if arguments.slot is not None:  # one of several processes: train, and let the parent report
-            cascade.run(arguments.only)
-            return 0
-        jobs = arguments.jobs or (1 if scale.name == "full" else min(os.cpu_count() or 1, 4))
-        if jobs < 1:
-            raise UserError(f"--jobs {jobs} leaves nobody to train: give a number of at least 1.")
-        cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
-        print(report.write_report([cascade.out]))
+        with _sigterm_is_ctrl_c(), disk_errors(cascade.out):
+            if slot is not None:  # one of several processes: train, and let the parent report
+                _end_with_parent()
+                cascade.run(arguments.only)
+            elif arguments.dry_run:
+                print(describe(cascade, jobs))
+            else:
+                cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
+                print(report.write_report([cascade.out]))
     except UserError as error:
         print(f"mini_pkd: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt):
-        print("\nmini_pkd: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
+        if slot is None:
+            print("\nmini_pkd: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_is_ctrl_c():
+    """Whoever is asked to leave while features are made leaves as after Ctrl-C, not with a bare exit status."""
+    before = None
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent():
+    """A process that trains one model must not outlive the command: the next one would train it too.
+
+    The parent holds the other end of our stdin, and so an end of file means that it is gone, however it went.
+    Ctrl-C is the parent's business; what it wants of us comes as SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow():
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _default_jobs(scale):
+    return 1 if scale.name == "full" else min(os.cpu_count() or 1, 4)
 
 
 def _parse(argv):
@@ -90,11 +131,23 @@ def _parse(argv):
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     parser.add_argument("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
+
+    def refuse(message):  # argparse would print the usage first: two sentences
+        raise UserError(f"{message}; --help lists everything.")
+
+    parser.error = refuse
     arguments = parser.parse_intermixed_args(argv)
     # "--only T1 S1 epochs=3": argparse gives everything to --only, and what has a "=" is a setting.
     given = arguments.only or []
     arguments.settings += [word for word in given if "=" in word]
-    arguments.only = [word for word in given if "=" not in word] or None
+    if arguments.only is not None:
+        arguments.only = [word for word in given if "=" not in word]
+        if not arguments.only:
+            parser.error("--only wants the name of a model, for example T1")
+    if arguments.seed < 0:
+        parser.error(f"--seed must be at least 0, not {arguments.seed}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {arguments.jobs}")
     return arguments
 
 
@@ -105,6 +158,7 @@ class Cascade:
         self.scale, self.settings, self.seed = scale, scale.settings, seed
         self.command, self.strict, self.progress, self.slot = command, strict, progress, slot
         self.data = Path(data) if data else _default_data(scale.settings.data)
+        self.corpus = self.data.resolve().name
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
         self.started = time.monotonic()
 
@@ -114,21 +168,35 @@ class Cascade:
         With jobs > 1 the models are trained by processes that get `arguments` (scale and settings) again.
         """
         models = [m for m in self._choose(only) if not self._result_path(m.name).exists()]
-        self._claim_folder()
+        if self.slot is not None:
+            return self._run(models)
+        self._check_config()
         if models:
-            parts = self._prepare()
-            with StopSignal() as stop:
-                if jobs > 1 and len(models) > 1:
-                    self._train_side_by_side(models, jobs, arguments, stop)
-                else:
-                    for model in models:
-                        self._train(model, parts, stop)
-                        if self.slot is None:
-                            self._write_results()
-                        if stop.raised:
-                            raise Interrupted
-        if self.slot is None:
+            find_parts(self.data)  # raises if anything is missing, before a folder is made
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"the run folder {self.out} cannot be made ({reason}): choose another --out.") from None
+        with only_process(self.out, "is training"):
+            self._check_files(models)
+            self._run(models, jobs, arguments)
             return self._write_results()
+
+    def _run(self, models, jobs=1, arguments=()):
+        if not models:
+            return
+        parts = self._prepare()
+        with StopSignal() as stop:
+            if jobs > 1 and len(models) > 1:
+                self._train_side_by_side(models, jobs, arguments, stop)
+                return
+            for model in models:
+                self._train(model, parts, stop)
+                if self.slot is None:
+                    self._write_results()
+                if stop.raised:
+                    raise Interrupted
 
     def _train_side_by_side(self, models, jobs, arguments, stop):
         """Start a process per model as soon as its teacher is finished, `jobs` at a time."""
@@ -138,7 +206,7 @@ class Cascade:
         environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
         common = ["--data", self.data, "--out", self.out, "--seed", self.seed, *(["--strict"] if self.strict else [])]
         running = {}
-        failed = []
+        failed, told = [], False
         while running or (waiting and not failed and not stop.raised):
             for model in list(waiting):
                 ready = model.teacher is None or self._result_path(model.teacher).exists()
@@ -146,16 +214,19 @@ class Cascade:
                     slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
                     words = [*arguments, *common, "--slot", slot, "--only", model.name]
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)], env=environment
-                    )
+                        [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
+                        env=environment, stdin=subprocess.PIPE,  # see _end_with_parent
+                    )  # fmt: skip
                     running[model.name] = slot, process
                     waiting.remove(model)
             time.sleep(0.1)
-            if stop.raised:  # Ctrl-C reached the children too, SIGTERM did not
+            if stop.raised and not told:
+                told = True
                 for _, process in running.values():
                     process.terminate()
             for name, (_, process) in list(running.items()):
                 if process.poll() is not None:
+                    process.stdin.close()
                     del running[name]
                     if self._result_path(name).exists():
                         self._write_results()
@@ -186,29 +257,41 @@ class Cascade:
                 )
         return chosen
 
-    def _claim_folder(self):
+    def _config(self):
+        return json.loads(json.dumps({"seed": self.seed, "data": self.corpus, **self.scale.as_dict()}))
+
+    def _check_config(self):
         """A folder belongs to one resolved configuration: mixing two would make a table of neither."""
-        config = json.loads(json.dumps({"seed": self.seed, "data": self.data.name, **self.scale.as_dict()}))
-        path = self.out / "config.json"
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the run folder {self.out} cannot be made ({error.strerror}): choose another --out."
-            ) from None
+        path, config = self.out / "config.json", _flatten(self._config())
         if not path.exists():
-            checkpoint.write_text_atomic(path, json.dumps(config, indent=1) + "\n")
             return
         try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError):
+            before = _flatten(json.loads(path.read_text()))
+        except (OSError, ValueError, AttributeError):
             raise UserError(f"{path} cannot be read: choose another --out, or delete that folder.") from None
-        different = [key for key in _flatten(config) if _flatten(before).get(key) != _flatten(config)[key]]
+        different = [key for key in config if key not in before or before[key] != config[key]]
         if different:
             raise UserError(
                 f"{self.out} holds a run with other settings ({', '.join(different[:4])}): choose another --out, "
                 f"or delete that folder."
             )
+
+    def _check_files(self, models):
+        """What is damaged, of the files that will be needed, is better found now than after hours."""
+        for plan in self.scale.models():
+            if self._result_path(plan.name).exists():
+                self._read_result(plan.name)
+        path = self.out / "vocabulary.json"
+        if not path.exists():
+            return
+        self.bpe = BPE.load(path)
+        wanted = {plan.name for plan in models} | {plan.teacher for plan in models}
+        for plan in self.scale.models():
+            folder = self.out / plan.name
+            if plan.name in wanted and (folder / "model.npz").exists():
+                self._load(plan)
+            elif plan.name in wanted and (folder / "training.npz").exists():
+                checkpoint.load(folder / "training.npz")
 
     def _prepare(self):
         """Folders -> vocabulary, features, normaliser: {"train": Part, "dev": Part, "test-clean": store, ...}."""
@@ -228,7 +311,7 @@ class Cascade:
         stores = {}
         for role, listed in utterances.items():
             if listed:
-                folder = self.out.parent / "features" / f"{self.data.resolve().name}-{role}"
+                folder = self.out.parent / "features" / f"{self.corpus}-{role}"
                 stores[role] = FeatureStore.build(
                     folder, listed, dtype=np.dtype(self.settings.feature_type), strict=self.strict,
                     label=f"features of {role}" if self.progress else None,
@@ -249,15 +332,18 @@ class Cascade:
             hours = ", ".join(f"{role} {store.num_rows / 360000:.2f} h" for role, store in stores.items())
             asked = self.settings.vocab_size
             fewer = f" (of the {asked} asked for: there is no more to merge)" if self.bpe.size < asked else ""
-            self._say(f"{self.data.name}: {hours}; {self.bpe.size} symbols{fewer}")
+            self._say(f"{self.corpus}: {hours}; {self.bpe.size} symbols{fewer}")
         return parts
 
     def _vocabulary(self, utterances):
-        path = self.out / "vocabulary.json"
-        if path.exists():
-            return BPE.load(path)
-        bpe = BPE.train(word_counts(utterances), self.settings.vocab_size, progress=self.progress)
-        bpe.save(path)
+        """The run's BPE.  The folder is claimed here: what can be wrong with settings and data is known by now."""
+        path, config = self.out / "vocabulary.json", self.out / "config.json"
+        known = path.exists()
+        bpe = BPE.load(path) if known else BPE.train(word_counts(utterances), self.settings.vocab_size, self.progress)
+        if not config.exists():
+            checkpoint.write_text_atomic(config, json.dumps(self._config(), indent=1) + "\n")
+        if not known:
+            bpe.save(path)
         return bpe
 
     # --- one model --------------------------------------------------------------------------------------------
@@ -267,10 +353,11 @@ class Cascade:
         size = self.scale.sizes[plan.size]
         model = Transducer(size.config(self.bpe.size), generator(self.seed, plan.name, "weights"))
         path = folder / "model.npz"
-        teacher = self._load(plan.teacher) if plan.teacher else None
+        plans = {plan.name: plan for plan in self.scale.models()}
+        teacher = self._load(plans[plan.teacher])[0] if plan.teacher else None
         about = {"name": plan.name, "teacher": plan.teacher, "scale": self.scale.name, "seed": self.seed}
         if path.exists():  # trained, but killed before it was scored
-            model, _, _, about = load_model(path)
+            model, about = self._load(plan)
         else:
             told = f", taught by {plan.teacher}" if plan.teacher else ""
             self._say(f"{plan.name}: {model.num_parameters() / 1e6:.3f} M parameters{told}")
@@ -293,7 +380,8 @@ class Cascade:
         start = time.monotonic()
         for test_set in TEST_SETS:
             if test_set in parts:
-                score = self._decode(model, parts[test_set], folder / f"{test_set}.txt", f"{plan.name} {test_set}")
+                label, path = f"{plan.name} {test_set}", folder / f"{test_set}.txt"
+                score = self._decode(model, parts[test_set], path, label, stop)
                 result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
                 for metric in ("wer", "ser"):
                     result[f"{metric}_ci95"][test_set] = list(wer.bootstrap_interval(score, metric))
@@ -304,23 +392,28 @@ class Cascade:
         checkpoint.write_text_atomic(self._result_path(plan.name), json.dumps(result, indent=1) + "\n")
         (folder / "training.npz").unlink(missing_ok=True)
 
-    def _load(self, name):
-        path = self.out / name / "model.npz"
-        model, _, bpe, _ = load_model(path)
+    def _load(self, plan):
+        """-> (Transducer, about) of a model that this run has trained."""
+        path = self.out / plan.name / "model.npz"
+        model, _, bpe, about = load_model(path)
         if bpe != self.bpe:
             raise UserError(
                 f"{path} has another vocabulary than this run ({bpe.fingerprint()}, not "
-                f"{self.bpe.fingerprint()}): teacher and student must share one, train {name} again."
+                f"{self.bpe.fingerprint()}): teacher and student must share one, train {plan.name} again."
             )
-        return model
+        if model.config != self.scale.sizes[plan.size].config(bpe.size) or "training" not in about:
+            raise UserError(f"{path} is not the {plan.name} of this run: delete the folder {path.parent}.")
+        return model, about
 
-    def _decode(self, model, store, path, label):
+    def _decode(self, model, store, path, label, stop):
         """Beam search over a test set.  The references are looked at only afterwards, to score."""
         order = np.argsort(store.lengths, kind="stable")
         hypotheses = {}
         bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False, position=self.slot)
         with bar:
             for start in range(0, len(order), 32):
+                if stop.raised:
+                    raise Interrupted
                 indices = order[start : start + 32]
                 rows = [store[i] for i in indices]
                 enc, lengths = model.encode(np.concatenate(rows), store.lengths[indices])
@@ -336,12 +429,21 @@ class Cascade:
     def _result_path(self, name):
         return self.out / name / "result.json"
 
+    def _read_result(self, name):
+        path = self._result_path(name)
+        try:
+            result = json.loads(path.read_text())
+            if result["name"] == name and {"params", "seconds", "decoding_seconds", "wer"} <= result.keys():
+                return result
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        raise UserError(f"{path} is damaged: delete it, and the same command scores {name} again.") from None
+
     def _write_results(self):
         models = []
         for plan in self.scale.models():
-            path = self._result_path(plan.name)
-            if path.exists():
-                models.append(json.loads(path.read_text()))
+            if self._result_path(plan.name).exists():
+                models.append(self._read_result(plan.name))
         size = {m["name"]: m["params"] for m in models}
         for m in models:
             m["compression"] = 1 - m["params"] / size["T1"] if "T1" in size else None
@@ -351,7 +453,7 @@ class Cascade:
             "command": self.command,
             "machine": machine(),
             "seconds": round(sum(m["seconds"] + m["decoding_seconds"] for m in models), 1),
-            "data": self.data.name,
+            "data": self.corpus,
             "test_sets": [s for s in TEST_SETS if any(s in m["wer"] for m in models)],
             "settings": self.scale.as_dict()["settings"],
             "experiments": [
@@ -408,7 +510,7 @@ class Cascade:
         return found
 
     def _references(self, test_set):
-        folder = self.out.parent / "features" / f"{self.data.resolve().name}-{test_set}"
+        folder = self.out.parent / "features" / f"{self.corpus}-{test_set}"
         store = FeatureStore(folder)
         return dict(zip(store.ids, store.texts, strict=True))
 
@@ -445,27 +547,95 @@ def machine():
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def describe(scale):
-    """What a run of this scale would train: sizes and rough needs."""
-    s = scale.settings
+# --- what a run would need --------------------------------------------------------------------------------------
+
+UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
+
+
+def describe(cascade, jobs):
+    """What a run would train, and estimates of its memory and time.  Nothing is written."""
+    scale, s = cascade.scale, cascade.settings
+    frames, words, source = _training_set(cascade)
+    kept = frames <= s.max_frames
+    frames, words = frames[kept], words[kept]
+    if not len(frames):
+        raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
+    labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
+    nodes = np.ceil(frames / 8) * (labels + 1)
+    again = nodes.mean() * s.vocab_size * 4 > KEEP_BYTES
+    speed = UTILISATION * _matrix_speed()
     lines = [
-        f"{scale.name}: {s.data}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
+        f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
         f"utterances or {s.batch_frames} frames",
-        f"{'model':6s} {'parameters':>12s} {'memory':>9s}  taught by",
+        f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
     ]
+    configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
+    seconds, memories = [], []
     for model in scale.models():
-        config = scale.sizes[model.size].config(s.vocab_size)
-        P = count_parameters(config)
-        lines.append(f"{model.name:6s} {P / 1e6:10.3f} M {_memory(config, s) / 1e9:6.2f} GB  {model.teacher or '-'}")
-    return "\n".join(lines)
+        config, teacher = configs[model.name], configs.get(model.teacher)
+        flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
+        seconds.append(flop / speed)
+        memories.append(_memory(config, s, teacher))
+        lines.append(
+            f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memories[-1] / 1e9:7.2f} GB "
+            f"{_duration(seconds[-1])}  {model.teacher or '-'}"
+        )
+    memory = sum(sorted(memories)[-jobs:])
+    return "\n".join([
+        *lines,
+        f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(sum(seconds))}  ({jobs} at a time)",
+        f"The training set: {frames.sum() / 360000:.2f} h in {len(frames)} utterances ({source}).",
+        f"Memory and time are estimates.  Time: the operations of training, counted by hand, at {UTILISATION:.0%} of "
+        f"the {speed / UTILISATION / 1e9:.0f} GFLOP/s",
+        "that a matrix product reached here just now, all its threads together; decoding is not counted.",
+    ])  # fmt: skip
 
 
-def _memory(config, settings):
-    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, lattice."""
+def _training_set(cascade, sample=2000):
+    """(frames (n,), words (n,), where that is from) of the training utterances."""
+    with contextlib.suppress(UserError):
+        store = FeatureStore(cascade.out.parent / "features" / f"{cascade.corpus}-train")
+        return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
+    if not cascade.data.is_dir():
+        n = 281241  # LibriSpeech's mean utterance: 12.3 s, 33 words
+        return np.full(n, 1229), np.full(n, 33), f"as in LibriSpeech, for {cascade.data} is not there"
+    utterances = [u for folder in find_parts(cascade.data)["train"] for u in read_part(folder)[0]]
+    step = max(1, len(utterances) // sample)
+    frames = []
+    for utterance in utterances[::step]:
+        try:
+            frames.append(100 * soundfile.info(str(utterance.audio)).duration)
+        except (soundfile.SoundFileError, RuntimeError, OSError):
+            frames.append(0)
+    words = [len(u.text.split()) for u in utterances]
+    return np.repeat(frames, step)[: len(words)], np.array(words[: step * len(frames)]), "its audio files"
+
+
+def _matrix_speed(seconds=0.5):
+    """FLOP per second of a float32 matrix product of a common shape."""
+    a, b = np.ones((1024, 512), np.float32), np.ones((512, 512), np.float32)
+    a @ b
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        a @ b
+        count += 1
+    return count * 2 * 1024 * 512 * 512 / (time.monotonic() - start)
+
+
+def _memory(config, settings, teacher):
+    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, the rest."""
     e = config.encoder
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
-    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + 150e6
+    taught = 4 * count_parameters(teacher) if teacher else 0
+    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + taught + 300e6
+
+
+def _duration(seconds):
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:5.1f} {unit:4s}"
+    return f"{seconds:5.1f} s   "
 
 
 if __name__ == "__main__":

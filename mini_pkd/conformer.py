@@ -205,3 +205,21 @@ class EncoderStream:
         ready = len(x) if last else len(x) // 2 * 2
         self.unpaired[i] = x[ready:].copy() if ready < len(x) else None
         return max_pool(Tensor(x[:ready]), [ready]).data if ready else x[:0]
+
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    encoder = Conformer(ConformerConfig(blocks=3, width=16, heads=2, window=8, kernel=4, expansion=2), rng)
+    features = rng.standard_normal((100, 40)).astype(np.float32)
+    with no_grad():
+        whole, lengths = encoder(Tensor(features), [100])
+        changed = features.copy()
+        changed[50] += 1  # output row 6 sees features 48..55
+        other, _ = encoder(Tensor(changed), [100])
+    print(f"100 rows of 10 ms -> {lengths[0]} rows of 80 ms")
+    moved = np.flatnonzero(np.abs(other.data - whole.data).max(axis=1) > 0)
+    print(f"feature row 50 changed: the first output row that moves is {moved[0]} (50 // 8)")
+    stream = EncoderStream(encoder)
+    pieces = [stream.push(features[i : i + 7]) for i in range(0, 100, 7)] + [stream.finish()]
+    difference = np.abs(np.concatenate(pieces) - whole.data).max()
+    print(f"fed in pieces of 7 rows: {sum(map(len, pieces))} rows, largest difference {difference:.1e}")

@@ -152,3 +152,14 @@ def max_pool(x, lengths):
         return (dx,)
 
     return record(y, [x], backward)
+
+
+if __name__ == "__main__":
+    from .tensor import Tensor
+
+    x, lengths = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]]), [3, 2]
+    kernel, bias = np.array([[1.0], [2.0]]), np.array([0.5])
+    y = depthwise_convolution(Tensor(x), Tensor(kernel), Tensor(bias), lengths).data[:, 0]
+    print("two utterances 1 2 3 | 10 20")
+    print("  previous + 2 x present + 0.5:", y, " (nothing stands before 1 and before 10)")
+    print("  max of pairs:", max_pool(Tensor(x), lengths).data[:, 0], " lengths", pooled_lengths(lengths))

@@ -50,7 +50,7 @@ from mini_pkd import UserError
 
 BLANK = 0
 BEAM = 8  # the paper's width
-MAX_SYMBOLS = 5  # per row; 62 symbols a second at 80 ms a row, nobody speaks faster
+MAX_SYMBOLS = 12  # per row.  A word said in a breath may be many units: at 5, DOUBLE (6 units) was lost
 
 
 class Hypothesis(NamedTuple):

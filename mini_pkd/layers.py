@@ -104,3 +104,16 @@ class DropoutKeys:
 
 
 NO_DROPOUT = DropoutKeys(0.0)
+
+
+if __name__ == "__main__":
+
+    class Pair(Module):
+        def __init__(self, rng):
+            self.norm = LayerNorm(3)
+            self.halves = [Linear(3, 2, rng), Linear(3, 2, rng)]
+
+    pair = Pair(np.random.default_rng(0))
+    for name, p in pair.named_parameters().items():
+        print(f"{name:18s} {p.shape}")
+    print("numbers in all:", pair.num_parameters(), "= 2 x 3 + 2 x (3 x 2 + 2)")

@@ -119,3 +119,13 @@ def _lstm_step_backward(g, gates, c, first, t, dh, dc, active, dz_packed):
             dz[3 * H + d] = dh_n * tc * o * (one - o)
             dc[a, d] = dc_n * f
             z[d], z[H + d], z[2 * H + d], z[3 * H + d] = dz[d], dz[H + d], dz[2 * H + d], dz[3 * H + d]
+
+
+if __name__ == "__main__":
+    from .tensor import Tensor
+
+    # Gates at sigmoid(0) = 1/2 and a candidate of tanh(20) = 1: the cell goes 1/2, 3/4, 7/8 and h is half its tanh.
+    x, bias = np.zeros((5, 1)), np.array([0.0, 0.0, 20.0, 0.0])
+    h = lstm(Tensor(x), Tensor(np.zeros((1, 4))), Tensor(np.zeros((1, 4))), Tensor(bias), [3, 2]).data[:, 0]
+    print("h of utterances with 3 and 2 rows:", np.round(h, 4))
+    print("0.5 tanh(1/2, 3/4, 7/8)          :", np.round(0.5 * np.tanh([0.5, 0.75, 0.875]), 4))

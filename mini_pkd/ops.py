@@ -310,3 +310,18 @@ def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, dx, partial):
             mean_a, mean_ah = sum_a / x.dtype.type(D), sum_ah * r / x.dtype.type(D)
             for d in range(D):
                 dx[n, d] = r * (a[d] - mean_a - (x[n, d] - m) * r * mean_ah)
+
+
+if __name__ == "__main__":
+    from .gradcheck import gradcheck
+    from .tensor import Tensor
+
+    one, zero = np.ones((3,)), np.zeros((3,))
+    x = np.array([[1.0, 2.0, 3.0]])
+    print("layer norm of 1 2 3:", np.round(layer_norm(Tensor(x), Tensor(one), Tensor(zero)).data[0], 3))
+    swish = linear_swish_dropout(Tensor(x), Tensor(np.eye(3)), Tensor(zero), 0.0, 0)
+    print("swish of 1 2 3:     ", np.round(swish.data[0], 3), " (1 / (1 + e^-1) = 0.731)")
+    dropped = dropout(Tensor(np.ones((1, 12))), 0.25, key=1).data[0]
+    print("dropout 0.25 of ones:", np.round(dropped, 2), " (survivors are 1 / 0.75)")
+    error = gradcheck(lambda *t: layer_norm(*t, swish=True), [np.random.default_rng(0).normal(size=(4, 3)), one, zero])
+    print(f"layer norm + swish against central differences: {error:.1e}")

@@ -103,3 +103,20 @@ def _adam(w, g, m, v, shrink, rate, correct2):
         v[i] = b2 * v[i] + c2 * gi * gi
         w[i] -= rate * m[i] / (np.sqrt(v[i] * correct2) + epsilon)
         g[i] = f(0)
+
+
+if __name__ == "__main__":
+    from .layers import Module, parameter
+
+    class Point(Module):
+        def __init__(self):
+            self.w = parameter(np.zeros(1, np.float32))
+
+    point = Point()
+    adam = Adam(point, clip=1.0)
+    for step in range(1, 201):
+        point.w.grad += 2 * (point.w.data - 3)  # of (w - 3)^2
+        norm = adam.step(learning_rate(step, 200, 0.1, 20))
+        if step in (1, 2, 50, 100, 200):
+            print(f"step {step:3d}: gradient norm {norm:.3f}, w = {point.w.data[0]:.4f}")
+    print("the minimum is at 3; the first step moves w by the learning rate, 0.1 / 20")

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import ops
 from .attention import starts
-from .layers import Embedding, Module, parameter
+from .layers import NO_DROPOUT, Embedding, Module, parameter
 from .lstm import lstm, lstm_step
 
 
@@ -42,7 +42,7 @@ class Predictor(Module):
         self.width = width
         self.layers = [LSTM(joint_width if i == 0 else width, width, rng, dtype) for i in range(layers)]
 
-    def __call__(self, labels, label_lengths, dropout):
+    def __call__(self, labels, label_lengths, dropout=NO_DROPOUT):
         x = self.embedding(with_start(labels, label_lengths))
         for i, layer in enumerate(self.layers):
             x = layer(x, np.asarray(label_lengths) + 1)
@@ -75,3 +75,11 @@ def with_start(labels, label_lengths):
     [0, 5, 6, 0, 0, 7]
     """
     return np.insert(np.asarray(labels, dtype=np.int64), starts(label_lengths), 0)
+
+
+if __name__ == "__main__":
+    network = Predictor(5, 4, 1, 3, np.random.default_rng(0))
+    rows = network(np.array([3, 1, 2]), [2, 0, 1], NO_DROPOUT).data
+    print("labels 3 1 | - | 2 become inputs", with_start([3, 1, 2], [2, 0, 1]), "(0 starts each utterance)")
+    print("and rows of shape", rows.shape, "- the three that have seen only the start are equal:")
+    print(np.round(rows[[0, 3, 4]], 3))

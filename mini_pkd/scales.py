@@ -47,6 +47,14 @@ class Size:
         )
         return TransducerConfig(encoder, symbols, self.joint_width, self.lstm_layers, self.lstm_width)
 
+    def check(self, name):
+        """Raise a UserError if no model called `name` can have this size."""
+        _check_ranges(self, f"{name}.")
+        try:
+            self.config(symbols=3)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -111,6 +119,17 @@ class Settings:
             self.time_masks, self.max_time, self.max_time_fraction, self.freq_masks, self.max_freq
         )
 
+    def check(self):
+        """Raise a UserError if no run can have these settings."""
+        _check_ranges(self)
+        if self.max_frames > self.batch_frames:
+            raise UserError(
+                f"an utterance may have max_frames={self.max_frames} and a batch only "
+                f"batch_frames={self.batch_frames}: raise batch_frames or lower max_frames."
+            )
+        if self.mixing == "convex" and self.alpha > 1:
+            raise UserError(f"alpha must be at most 1 with mixing=convex, not {self.alpha}.")
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -152,36 +171,51 @@ class Scale:
                 sizes[size] = dataclasses.replace(sizes[size], **{key: value})
             else:
                 settings[name] = _parse(Settings, name, text, name)
-        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **settings), sizes=sizes)
+        settings = dataclasses.replace(self.settings, **settings)
+        settings.check()
+        for name, size in sizes.items():
+            size.check(name)
+        return dataclasses.replace(self, settings=settings, sizes=sizes)
 
     def as_dict(self):
         """Plain values, for config.json."""
         return dataclasses.asdict(self)
 
 
-MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
-
-
 def _parse(owner, key, text, name):
     types = {field.name: field.type for field in dataclasses.fields(owner)}
     if key not in types:
         raise UserError(f"there is no setting {name!r}{_nearest(key, types)}.")
-    kind = types[key]
     try:
-        value = kind(text)
+        return types[key](text)
     except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
+        wanted = "a whole number" if types[key] is int else "a number"
         raise UserError(f"{name} wants {wanted}, and {text!r} is none.") from None
-    if kind is int and value < (0 if key in MAY_BE_ZERO else 1):
-        raise UserError(f"{name} must be at least {0 if key in MAY_BE_ZERO else 1}, and {text} is less.")
-    if kind is float and not 0 <= value < math.inf:  # nan as well
-        raise UserError(f"{name} must be a finite number of at least 0, not {text}.")
-    if (key == "dropout" and value >= 1) or (key == "temperature" and value == 0):
-        raise UserError(f"{name} must be {'below 1' if key == 'dropout' else 'above 0'}, not {text}.")
-    choices = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
-    if key in choices and value not in choices[key]:
-        raise UserError(f"{name} is one of {', '.join(choices[key])}, not {text!r}.")
-    return value
+
+
+MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
+AT_MOST_ONE = ("floor_rate", "max_time_fraction")
+CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
+
+
+def _check_ranges(values, prefix=""):
+    """What can be said of each number by itself."""
+    for key, value in dataclasses.asdict(values).items():
+        name = prefix + key
+        if isinstance(value, int):
+            least = 0 if key in MAY_BE_ZERO else 1
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, and {value} is less.")
+        elif isinstance(value, float):
+            if not 0 <= value < math.inf:  # nan as well
+                raise UserError(f"{name} must be a finite number of at least 0, not {value}.")
+            if (key in ABOVE_ZERO and value == 0) or (key in AT_MOST_ONE and value > 1):
+                raise UserError(f"{name} must be {'above 0' if value == 0 else 'at most 1'}, not {value}.")
+            if key == "dropout" and value >= 1:
+                raise UserError(f"{name} must be below 1, not {value}.")
+        elif key in CHOICES and value not in CHOICES[key]:
+            raise UserError(f"{name} is one of {', '.join(CHOICES[key])}, not {value!r}.")
 
 
 def _nearest(word, known):
@@ -302,6 +336,44 @@ def count_parameters(config):
     lstm = sum(4 * H * ((J if i == 0 else H) + H + 1) for i in range(config.lstm_layers))
     joint = D * J + J + H * J + J + V
     return encoder + V * J + lstm + joint
+
+
+def forward_flop(config, frames, labels, nodes):
+    """Floating-point operations of a forward pass: an estimate by hand, two for every multiply-add.
+
+    frames, labels and nodes are totals over the utterances: feature rows of 10 ms, label ids, lattice nodes
+    T' (U + 1).  Only matrix products, attention and the depthwise convolution count; the rest is memory
+    traffic.  One block of width 1 (4 times expanded, window 1, kernel 1) without pooling, an LSTM of width 1,
+    V = 3, J = 1, one frame, one label, two nodes:
+
+        feed-forward 2 x (4 + 4), attention 3 + 1 and 3 x window, convolution 2 + 1 and kernel,
+        input 40, to the joint 1                                                             = 68
+        LSTM 4 x (1 + 1), to the joint 1                                                     =  9
+        logits 3 per node                                                                    =  6
+
+    >>> config = TransducerConfig(ConformerConfig(40, 1, 1, 1, 1, 1, 4, pools=0), 3, 1, 1, 1)
+    >>> forward_flop(config, frames=1, labels=1, nodes=2) == 2 * (68 + 9 + 6)
+    True
+    """
+    e, V, J, H = config.encoder, config.symbols, config.joint_width, config.lstm_width
+    D = e.width
+    block = 4 * e.expansion * D * D + 4 * D * D + 3 * e.window * D + 3 * D * D + e.kernel * D
+    rates = sum(0.5 ** min(i, e.pools) for i in range(e.blocks))  # rows of all blocks together, per frame
+    encoder = frames * (e.features * D + rates * block + 0.5**e.pools * D * J)
+    lstm = labels * (sum(4 * H * ((J if i == 0 else H) + H) for i in range(config.lstm_layers)) + H * J)
+    return 2 * (encoder + lstm + nodes * V * J)
+
+
+def training_flop(config, frames, labels, nodes, teacher=None, logits_again=False):
+    """... of training: forward, twice that backward (by the inputs and by the weights), the teacher forward.
+
+    logits_again: rnnt_loss.py computes them a second time, teacher's included, rather than keep many.
+    """
+    networks = [config] if teacher is None else [config, teacher]
+    again = sum(2 * nodes * c.symbols * c.joint_width for c in networks) if logits_again else 0
+    return 2 * forward_flop(config, frames, labels, nodes) + again + sum(
+        forward_flop(c, frames, labels, nodes) for c in networks
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from . import UserError, checkpoint, wer
 from .bpe import BPE
-from .corpus import FeatureStore, check_lattice, collate, make_batches
+from .corpus import check_lattice, collate, make_batches
 from .decode import greedy
+from .feature_store import FeatureStore
 from .features import Normaliser
 from .lattice_kl import distillation_loss
 from .layers import NO_DROPOUT, DropoutKeys
@@ -253,13 +254,16 @@ class _Run:
         if not self.path.exists():
             return
         arrays, meta = checkpoint.load(self.path)
-        if arrays["values"].shape != self.adam.values.shape:
-            raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
-        self.adam.restore(arrays, meta["adam_steps"])
-        self.best_values = arrays["best"]
-        for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds"):
-            setattr(self, key, meta[key])
-        self.best = [math.inf if x is None else x for x in meta["best"]]
+        try:
+            if arrays["values"].shape != self.adam.values.shape:
+                raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
+            self.adam.restore(arrays, meta["adam_steps"])
+            self.best_values = arrays["best"]
+            for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds"):
+                setattr(self, key, meta[key])
+            self.best = [math.inf if x is None else x for x in meta["best"]]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self.path} is no state of a training: delete it to train {self.name} anew.") from None
 
     def save(self):
         now = time.monotonic()

@@ -92,3 +92,19 @@ class Transducer(Module):
     def config_dict(self):
         """The configuration as plain JSON values."""
         return asdict(self.config)
+
+
+if __name__ == "__main__":
+    config = TransducerConfig(ConformerConfig(blocks=3, width=32, heads=4, window=16, kernel=8, expansion=2), 30, 24, 1, 20)
+    model = Transducer(config, np.random.default_rng(0))
+    sizes = {}
+    for name, p in model.named_parameters().items():
+        part = name.split(".")[0]
+        sizes[part] = sizes.get(part, 0) + p.data.size
+    for part, size in sizes.items():
+        print(f"{part:20s} {size:7d} parameters")
+    print(f"{'in all':20s} {model.num_parameters():7d}, the table {model.table.shape} counted once")
+    enc, lengths = model.encode(np.zeros((50, 40), np.float32), [50])
+    pred, state = model.predictor_start(1)
+    logits = model.joint_logits(enc[:1], pred)
+    print(f"50 feature rows -> {lengths[0]} rows for the joint; logits at node (0, 0): {logits.shape}")

@@ -2,12 +2,23 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 from mini_pkd import UserError, transcribe
-from mini_pkd.scales import FULL, SCALES, SMALL, TINY, Settings, count_parameters, get_scale
+from mini_pkd.scales import (
+    FULL,
+    SCALES,
+    SMALL,
+    TINY,
+    Settings,
+    count_parameters,
+    forward_flop,
+    get_scale,
+    training_flop,
+)
 from mini_pkd.transducer import Transducer
 
 # DESIGN section 1: model -> (size in millions, teacher, role, experiment, stage)
@@ -83,6 +94,34 @@ def test_students_shrink():
             chain = [parameters(scale, "T1"), *(parameters(scale, stage.size) for stage in stages)]
             assert all(a > b for a, b in zip(chain, chain[1:], strict=False))
         assert max(sizes) == parameters(scale, "T1")
+
+
+def test_operations_follow_from_the_weights():
+    """Every row passes every weight matrix of its rate once; windows and taps are read three times and once."""
+    size = dataclasses.replace(TINY.sizes["T1"], blocks=5, width=12, heads=3, expansion=3, window=5, kernel=2,
+                               lstm_layers=2, lstm_width=7, joint_width=9)  # fmt: skip
+    config, frames, labels, nodes = size.config(11), 1000, 50, 6000
+    operations = 0
+    for name, p in Transducer(config, np.random.default_rng(0)).named_parameters().items():
+        block = re.search(r"blocks\.(\d+)", name)
+        if p.data.ndim < 2:
+            continue  # biases and norms are not counted
+        elif name == "encoder.input.weight":
+            rows = frames
+        elif block:
+            rows = frames / 2 ** min(int(block[1]), 3) * (3 if "positions" in name else 1)
+        elif name.startswith("encoder_to_joint"):
+            rows = frames / 8
+        else:
+            rows = nodes if "table" in name else labels  # the table's other use, the embedding, is a look-up
+        operations += 2 * rows * p.data.size
+    assert forward_flop(config, frames, labels, nodes) == operations
+    assert training_flop(config, frames, labels, nodes) == 3 * operations
+    teacher = TINY.sizes["79"].config(11)
+    taught = forward_flop(teacher, frames, labels, nodes)
+    assert training_flop(config, frames, labels, nodes, teacher) == 3 * operations + taught
+    again = 2 * nodes * 11 * (config.joint_width + teacher.joint_width)
+    assert training_flop(config, frames, labels, nodes, teacher, True) == 3 * operations + taught + again
 
 
 # --- the cascade ----------------------------------------------------------------------------------------------

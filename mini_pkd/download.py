@@ -1,0 +1,233 @@
+"""The download: `python -m mini_pkd.download dev-clean test-clean --to DIR` fetches parts of LibriSpeech.
+
+Nothing is trusted and nothing is lost: a broken connection is taken up where it broke, size and md5 are checked
+before anything is unpacked, only plain files below the target are unpacked, and a finished part appears in
+one step, with a marker inside.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import ssl
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from . import UserError
+from .corpus import disk_errors, progress_bar, scan
+
+MIRROR = "https://www.openslr.org/resources"
+
+# part: (folder at the mirror, bytes, md5)
+ARCHIVES = {
+    "dev-clean": ("12", 337926286, "42e2234ba48799c1f50f24a7926300a1"),
+    "dev-other": ("12", 314305928, "c8d0bcc9cca99d4f8b62fcc847357931"),
+    "test-clean": ("12", 346663984, "32fa31d27d2e1cad72775fee3f4849a9"),
+    "test-other": ("12", 328757843, "fb5a50374b501bb3bac4815ee91d3135"),
+    "train-clean-100": ("12", 6387309499, "2a93770f6d5c6c964bc36631d331a522"),
+    "train-clean-360": ("12", 23049477885, "c0e676e450a7ff2f54aeade5171606fa"),
+    "train-other-500": ("12", 30593501606, "d1a0fd59409feb2c614ce4d30c387708"),
+    "train-clean-5": ("31", 332954390, "5df7d4e78065366204ca6845bb08f490"),
+    "dev-clean-2": ("31", 126046265, "6d7ab67ac6a1d2c993d050e16d61080d"),
+}
+MARKER = ".complete"
+
+
+def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, keep_archive=False, show=True):
+    """Fetch one part of LibriSpeech into <to>/LibriSpeech/<part>; returns that folder.
+
+    Interrupted at any point, the same call continues: the archive grows under a .part name and is asked
+    for from where it ended; size and md5 are checked before anything is unpacked; unpacking happens
+    beside, and the finished folder, with a marker inside, moves into place in one step.
+    """
+    if part not in archives:
+        raise UserError(f"there is no part {part!r}: choose from {', '.join(archives)}.")
+    number, size, md5 = archives[part]
+    to = Path(to)
+    target = to / "LibriSpeech" / part
+    if (target / MARKER).exists():
+        return target
+    if target.exists():
+        raise UserError(
+            f"{target} exists without a completion marker, so it may be half unpacked: delete it, or, if "
+            f"you know that it is complete, create an empty file {target / MARKER}."
+        )
+    with disk_errors(to):
+        to.mkdir(parents=True, exist_ok=True)
+        archive = to / f"{part}.tar.gz"
+        if not archive.exists():
+            partial = to / f"{part}.tar.gz.part"
+            _check_room(to, needed=2 * size - (partial.stat().st_size if partial.exists() else 0))
+            _fetch(f"{mirror}/{number}/{part}.tar.gz", partial, size, retries, pause, part if show else None)
+            os.replace(partial, archive)
+        _verify(archive, size, md5, f"{part} md5" if show else None)
+        _unpack(archive, part, to, f"{part} unpack" if show else None)
+        if not keep_archive:
+            archive.unlink()
+    return target
+
+
+def _check_room(folder, needed):
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free but archive and unpacked part need "
+            f"{needed / 1e9:.1f} GB: make room or choose another folder."
+        )
+
+
+def _fetch(url, partial, size, retries, pause, label):
+    """Grow `partial` to `size` bytes; a dropped connection is taken up again where it broke off."""
+    failures, reason, arrived = 0, "", False
+    with progress_bar(label, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
+        while True:
+            have = partial.stat().st_size if partial.exists() else 0
+            if have > size:  # left over from something else
+                partial.unlink()
+                have = 0
+            bar.n = have
+            if not arrived:
+                bar.initial = have  # the ETA counts from here
+            bar.refresh()
+            if have == size:
+                return
+            # With no network at all, two more tries are enough to say so.
+            if failures > (retries if arrived else min(retries, 2)):
+                raise UserError(
+                    f"{url} could not be downloaded ({reason}; {have} of {size} bytes are here): check the "
+                    f"network, then run the same command again, it continues from there."
+                )
+            if failures:
+                time.sleep(pause * min(failures, 15))
+            try:
+                _fetch_some(url, partial, have, size, bar)
+                reason = "the connection broke off"
+            except urllib.error.HTTPError as error:
+                if error.code not in (408, 416, 425, 429) and error.code < 500:
+                    raise UserError(
+                        f"{url} could not be downloaded (HTTP {error.code} {error.reason}): "
+                        f"name another mirror with --mirror."
+                    ) from None
+                reason = f"HTTP {error.code} {error.reason}"
+            except urllib.error.URLError as error:
+                reason = str(error.reason)
+            except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+                reason = str(error) or type(error).__name__
+            grown = partial.exists() and partial.stat().st_size > have
+            arrived = arrived or grown
+            failures = 1 if grown else failures + 1
+
+
+def _fetch_some(url, partial, have, size, bar):
+    request = urllib.request.Request(url, headers={"User-Agent": "mini_pkd"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        promised = response.headers.get("Content-Length")
+        if response.status == 206:
+            start = response.headers.get("Content-Range", "").removeprefix("bytes").strip().split("-")[0]
+            if start != str(have):
+                raise HTTPException(f"asked for bytes from {have}, was sent {start or 'something else'}")
+        else:
+            have = 0  # this server ignores ranges: from the start, then
+        if promised is not None and have + int(promised) != size:
+            raise UserError(
+                f"{url} offers {have + int(promised)} bytes where LibriSpeech's archive has {size}: "
+                f"it is another file, name another mirror with --mirror."
+            )
+        bar.n = have
+        with open(partial, "ab" if have else "wb") as file:
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+
+
+def _verify(archive, size, md5, label):
+    """Size and md5 of a finished download; a wrong one is deleted, so that the next run starts afresh."""
+    found = archive.stat().st_size
+    if found == size:
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(archive, "rb") as file, progress_bar(label, total=size, unit="B", unit_scale=True) as bar:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                bar.update(len(block))
+        if digest.hexdigest() == md5:
+            return
+        what = f"has md5 {digest.hexdigest()} where {md5} is expected"
+    else:
+        what = f"has {found} bytes where {size} are expected"
+    archive.unlink()
+    raise UserError(f"{archive} {what}, so it was damaged and is now deleted: run the same command again.")
+
+
+def _check_member(member, archive):
+    """Only plain files and folders, only below the folder of extraction."""
+    names = member.name.replace("\\", "/").split("/")
+    drive = len(member.name) > 1 and member.name[1] == ":"
+    if not (member.isfile() or member.isdir()) or names[0] == "" or ".." in names or drive:
+        raise UserError(
+            f"{archive} holds the entry {member.name!r}, which is not a plain file inside it: "
+            f"it is not LibriSpeech's archive, so nothing of it was put in place; delete it."
+        )
+
+
+def _unpack(archive, part, to, label):
+    beside = to / f".unpacking-{part}"
+    shutil.rmtree(beside, ignore_errors=True)  # what an earlier, interrupted run left
+    beside.mkdir()
+    # Pythons that have the filter (3.10.12, 3.11.4, 3.12 and on) apply their own checks after ours.
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar, progress_bar(label, unit="file") as bar:
+            for member in tar:
+                _check_member(member, archive)
+                tar.extract(member, beside, **safely)
+                bar.update()
+        unpacked = beside / "LibriSpeech" / part
+        if not unpacked.is_dir():
+            raise UserError(f"{archive} holds no folder LibriSpeech/{part}: delete it.")
+        (to / "LibriSpeech").mkdir(exist_ok=True)
+        for name, path in scan(beside / "LibriSpeech")[1]:  # README.TXT, SPEAKERS.TXT, ...
+            os.replace(path, to / "LibriSpeech" / name)
+        (unpacked / MARKER).write_text("unpacked by mini_pkd.download\n")
+        os.replace(unpacked, to / "LibriSpeech" / part)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{archive} cannot be unpacked ({error}): delete it and run the same command again."
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m mini_pkd.download", description="Fetch parts of LibriSpeech; interrupted, it continues."
+    )
+    parser.add_argument("parts", nargs="+", metavar="PART", help=", ".join(ARCHIVES))
+    parser.add_argument("--to", required=True, metavar="DIR", help="parts end up in DIR/LibriSpeech/PART")
+    parser.add_argument("--mirror", default=MIRROR, help="where the archives are (default %(default)s)")
+    parser.add_argument("--keep-archives", action="store_true", help="do not delete what was unpacked")
+    options = parser.parse_args(arguments)
+    try:
+        for part in options.parts:  # a misspelt last part must not wait for the first 23 GB
+            if part not in ARCHIVES:
+                raise UserError(f"there is no part {part!r}: choose from {', '.join(ARCHIVES)}.")
+        for part in options.parts:
+            folder = download(part, options.to, options.mirror, keep_archive=options.keep_archives)
+            print(f"{part} is complete in {folder}")
+    except UserError as error:
+        print(f"mini_pkd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mini_pkd: stopped; the same command continues where it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
