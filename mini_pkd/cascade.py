@@ -19,6 +19,7 @@ trained side by side (`--jobs`), each in a process of its own with its share of 
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -293,6 +294,11 @@ class Cascade:
             elif plan.name in wanted and (folder / "training.npz").exists():
                 checkpoint.load(folder / "training.npz")
 
+    def features(self, role):
+        """The folder of a part's features, shared by all runs beside this one; two corpora of one name keep apart."""
+        place = hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:8]
+        return self.out.parent / "features" / f"{self.corpus}-{role}-{place}"
+
     def _prepare(self):
         """Folders -> vocabulary, features, normaliser: {"train": Part, "dev": Part, "test-clean": store, ...}."""
         found = find_parts(self.data)
@@ -311,9 +317,8 @@ class Cascade:
         stores = {}
         for role, listed in utterances.items():
             if listed:
-                folder = self.out.parent / "features" / f"{self.corpus}-{role}"
                 stores[role] = FeatureStore.build(
-                    folder, listed, dtype=np.dtype(self.settings.feature_type), strict=self.strict,
+                    self.features(role), listed, dtype=np.dtype(self.settings.feature_type), strict=self.strict,
                     label=f"features of {role}" if self.progress else None,
                 )  # fmt: skip
                 problems += stores[role].problems
@@ -510,8 +515,7 @@ class Cascade:
         return found
 
     def _references(self, test_set):
-        folder = self.out.parent / "features" / f"{self.corpus}-{test_set}"
-        store = FeatureStore(folder)
+        store = FeatureStore(self.features(test_set))
         return dict(zip(store.ids, store.texts, strict=True))
 
     def _say(self, sentence):
@@ -594,7 +598,7 @@ def describe(cascade, jobs):
 def _training_set(cascade, sample=2000):
     """(frames (n,), words (n,), where that is from) of the training utterances."""
     with contextlib.suppress(UserError):
-        store = FeatureStore(cascade.out.parent / "features" / f"{cascade.corpus}-train")
+        store = FeatureStore(cascade.features("train"))
         return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
     if not cascade.data.is_dir():
         n = 281241  # LibriSpeech's mean utterance: 12.3 s, 33 words

@@ -102,7 +102,8 @@ class Settings:
     kl: str = "full"  # full | collapsed
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
-    time_masks: int = 2  # SpecAugment: rows and cepstra hidden from the encoder
+    max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time
+    time_masks: int = 2  # and which rows and cepstra are hidden from the encoder
     max_time: int = 8
     max_time_fraction: float = 0.15
     freq_masks: int = 1
@@ -116,8 +117,9 @@ class Settings:
     def spec_augment(self):
         """The SpecAugment policy of these settings."""
         return SpecAugmentPolicy(
-            self.time_masks, self.max_time, self.max_time_fraction, self.freq_masks, self.max_freq
-        )
+            self.time_masks, self.max_time, self.max_time_fraction, self.freq_masks, self.max_freq,
+            self.max_warp_fraction,
+        )  # fmt: skip
 
     def check(self):
         """Raise a UserError if no run can have these settings."""
@@ -195,7 +197,7 @@ def _parse(owner, key, text, name):
 
 MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
-AT_MOST_ONE = ("floor_rate", "max_time_fraction")
+AT_MOST_ONE = ("floor_rate", "max_time_fraction", "max_warp_fraction")
 CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
 
 
@@ -240,18 +242,19 @@ TINY = Scale(
     Settings(
         data="data_small/numbers",
         vocab_size=64,
-        epochs=24,
+        epochs=36,
         batch_utterances=8,
         batch_frames=4000,
         max_frames=1200,
-        peak_rate=2e-3,
-        warmup_steps=200,
-        dev_every=5,
+        peak_rate=3e-3,
+        warmup_steps=300,
+        dev_every=6,
+        max_warp_fraction=0.15,
     ),
     {
-        "T1": Size(4, 88, 4, 32, 16, 2, 96, 1, 96),
-        "79": Size(3, 64, 4, 32, 16, 2, 96, 1, 96),
-        "61": Size(3, 40, 4, 32, 16, 2, 48, 1, 48),
+        "T1": Size(4, 88, 4, 16, 8, 2, 96, 1, 96),
+        "79": Size(3, 64, 4, 16, 8, 2, 96, 1, 96),
+        "61": Size(3, 40, 4, 16, 8, 2, 48, 1, 48),
     },
     (EXPERIMENT_1[:2],),
 )

@@ -2,6 +2,7 @@
 
 For one utterance of T rows and F features, with the policy's numbers:
 
+    time warp:          a point moves in time by up to max_warp_fraction * T, one side is said faster, one slower
     time_masks times:   width w ~ uniform{0 .. min(max_time, floor(max_time_fraction * T))}
                         start t ~ uniform{0 .. T - w}       rows t .. t+w-1 become 0
     freq_masks times:   width w ~ uniform{0 .. min(max_freq, F)}
@@ -11,8 +12,7 @@ The features are normalised, so 0 is their mean: the least surprising value.
 
 Our features are MFCCs, not mel energies. A "frequency" mask therefore hides a band of *cepstra*, that is
 of the speed at which the spectrum's envelope wiggles along the mel axis (c0 loudness, c1 tilt, ...),
-not a band of pitch. It still forces the model not to lean on few coefficients. Time warping is left out,
-as the SpecAugment paper itself found it to matter least.
+not a band of pitch. It still forces the model not to lean on few coefficients.
 
 Every utterance draws from its own generator, made by `generator(seed, ...)` below: masks depend on
 (seed, stage, epoch, step, utterance) alone, not on who shares its batch nor on what was drawn before.
@@ -60,6 +60,7 @@ class SpecAugmentPolicy:
     max_time_fraction: float = 0.2
     freq_masks: int = 2
     max_freq: int = 8
+    max_warp_fraction: float = 0.0
 
     def __post_init__(self):
         for name in ("time_masks", "max_time", "freq_masks", "max_freq"):
@@ -68,11 +69,27 @@ class SpecAugmentPolicy:
                     f"SpecAugment's {name} must be a whole number >= 0, not {getattr(self, name)!r}: "
                     f"0 switches that mask off."
                 )
-        if not 0.0 <= self.max_time_fraction <= 1.0:
-            raise UserError(
-                f"SpecAugment's max_time_fraction must lie in [0, 1], not {self.max_time_fraction!r}: "
-                f"0.2 hides at most a fifth of an utterance at once."
-            )
+        for name, example in (
+            ("max_time_fraction", "0.2 hides at most a fifth of an utterance at once"),
+            ("max_warp_fraction", "0.1 moves a point by at most a tenth of the utterance"),
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: {example}.")
+
+
+def time_warp(rows, rng, max_fraction):
+    """Say one side faster and the other slower: a random row moves by up to `max_fraction` of the utterance.
+
+    rows (T, F) -> (T, F), linear interpolation between rows; the ends stay, both sides keep at least half their
+    length.
+    """
+    T = len(rows)
+    pivot = rng.uniform(0.25, 0.75) * (T - 1)
+    moved = pivot + rng.uniform(-1, 1) * min(max_fraction * T, 0.5 * min(pivot, T - 1 - pivot))
+    source = np.interp(np.arange(T), [0, moved, T - 1], [0, pivot, T - 1])  # where each new row comes from
+    left = np.minimum(source.astype(np.int64), T - 2)
+    weight = (source - left).astype(rows.dtype)[:, None]
+    return rows[left] * (1 - weight) + rows[left + 1] * weight
 
 
 def spec_augment(features, lengths, rngs, policy):
@@ -94,6 +111,8 @@ def spec_augment(features, lengths, rngs, policy):
             rng = generator(rng)
         rows = masked[start : start + T]  # (T, F), a view
         start += T
+        if policy.max_warp_fraction and T > 2:
+            rows[:] = time_warp(rows, rng, policy.max_warp_fraction)
         widest = min(policy.max_time, int(policy.max_time_fraction * T))
         for _ in range(policy.time_masks):
             width = int(rng.integers(0, widest + 1))

@@ -95,7 +95,8 @@ class Transducer(Module):
 
 
 if __name__ == "__main__":
-    config = TransducerConfig(ConformerConfig(blocks=3, width=32, heads=4, window=16, kernel=8, expansion=2), 30, 24, 1, 20)
+    encoder = ConformerConfig(blocks=3, width=32, heads=4, window=16, kernel=8, expansion=2)
+    config = TransducerConfig(encoder, symbols=30, joint_width=24, lstm_layers=1, lstm_width=20)
     model = Transducer(config, np.random.default_rng(0))
     sizes = {}
     for name, p in model.named_parameters().items():

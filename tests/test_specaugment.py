@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mini_pkd import UserError
-from mini_pkd.specaugment import SpecAugmentPolicy, generator, spec_augment
+from mini_pkd.specaugment import SpecAugmentPolicy, generator, spec_augment, time_warp
 
 FULL = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.25, freq_masks=2, max_freq=8)
 
@@ -91,7 +91,7 @@ def test_columns_are_masked_as_policy_says():
 
 
 def test_off_means_off_and_short_utterances_survive():
-    off = SpecAugmentPolicy(0, 0, 0.0, 0, 0)
+    off = SpecAugmentPolicy(0, 0, 0.0, 0, 0, 0.0)
     features, lengths = batch(3)
     assert np.array_equal(spec_augment(features, lengths, list(range(len(lengths))), off), features)
     everything = SpecAugmentPolicy(3, 100, 1.0, 3, 100)
@@ -134,3 +134,28 @@ def test_generator_is_the_same_in_another_process():
     code = "from mini_pkd.specaugment import generator; print(generator(7, 'S1', 3, 'utt-1').integers(2**62))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == generator(7, "S1", 3, "utt-1").integers(2**62)
+
+
+def test_time_warp_moves_a_point_and_keeps_the_ends():
+    """A ramp shows where each row came from: monotone, ends fixed, two straight pieces, never faster than twice."""
+    T = 50
+    ramp = np.arange(T, dtype=np.float64)[:, None]
+    moved = 0
+    for seed in range(200):
+        warped = time_warp(ramp, generator(seed), 0.2)[:, 0]
+        steps = np.diff(warped)
+        assert warped[0] == 0 and abs(warped[-1] - (T - 1)) < 1e-9
+        assert (steps >= 0.5 - 1e-9).all() and (steps <= 2 + 1e-9).all()
+        assert np.abs(warped - ramp[:, 0]).max() <= 0.2 * T + 1e-9
+        assert (np.abs(np.diff(steps)) > 1e-9).sum() <= 2  # the slope changes at one place only
+        moved += np.abs(warped - ramp[:, 0]).max() > 1
+    assert moved > 100
+    policy = SpecAugmentPolicy(0, 0, 0.0, 0, 0, 0.2)
+    features, lengths = batch(3)
+    rngs = list(range(len(lengths)))
+    together = spec_augment(features, lengths, rngs, policy)
+    start = 0
+    for T, seed in zip(lengths, rngs, strict=True):
+        alone = spec_augment(features[start : start + T], [T], [seed], policy)
+        assert np.array_equal(together[start : start + T], alone)
+        start += T

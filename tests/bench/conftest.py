@@ -3,3 +3,5 @@
 from importlib.util import find_spec
 
 collect_ignore = [] if find_spec("torch") else ["torch_reference.py"]
+if not find_spec("pytest_benchmark"):
+    collect_ignore.append("bench_kernels.py")

@@ -77,8 +77,8 @@ def serve(commands):
         request = json.loads(line)
         try:
             answer = {"result": commands[request.pop("command")](**request)}
-        except ImportError as error:
-            answer = {"error": f"not installed ({error})"}
+        except ModuleNotFoundError as error:
+            answer = {"error": f"{error.name} is not installed"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -399,7 +399,8 @@ class Rows:
         # Convolution: time runs along the last axis, with taps - 1 zeros between utterances.
         gap = taps - 1
         self.conv_block = max(16, taps)  # output rows per Toeplitz matrix
-        self.places = [(int(s), int(e), int(s) + b * gap) for b, (s, e) in enumerate(zip(starts, starts[1:]))]  # noqa: B905
+        bounds = zip(starts.tolist(), starts[1:].tolist(), strict=False)
+        self.places = [(start, end, start + b * gap) for b, (start, end) in enumerate(bounds)]
         self.conv_blocks = -(-(self.N + len(lengths) * gap) // self.conv_block)
         # Pooling
         halves = [(n + 1) // 2 for n in lengths]
@@ -445,7 +446,7 @@ class BandedAttention(torch.autograd.Function):
     def backward(ctx, g):
         padded, far_first, p = ctx.saved_tensors
         rows, heads = ctx.layout
-        N, D, W, c, nb, K = rows.N, far_first.shape[1], rows.window, rows.c, rows.blocks, rows.keys
+        N, D, W, c, nb = rows.N, far_first.shape[1], rows.window, rows.c, rows.blocks
         C = D // heads
         shrink, nothing = 1 / math.sqrt(C), padded.new_zeros(1)
         g = F.pad(g, (0, 0, 0, nb * c - N)).view(nb, c, D)

@@ -463,7 +463,7 @@ def run_size(size, threads, arguments):
             if arguments.profile:
                 for name, worker in running.items():
                     found = worker.ask("profile", repeats=arguments.repeats or 5)
-                    print(f"\n### {name}, {size}, {threads} threads")
+                    print(f"\n### {name}, {size}, threads: {threads}")
                     print_profile(found) if name == "mini_pkd" else print(f"\n```\n{found}\n```")
                 return None
             rates = [worker.ask("gemm") for worker in running.values()]
@@ -490,7 +490,7 @@ def report(size, threads, case, checks, seconds, memory, rate):
         f"\n{size}: {networks['student']['size']} ({networks['student']['parameters'] / 1e6:.2f} M parameters, "
         f"V = {networks['student']['config']['symbols']}){taught}; {len(frames)} utterances of {min(frames) / 100:.1f}"
         f" to {max(frames) / 100:.1f} s with {min(labels)} to {max(labels)} labels; {gflop:.2f} GFLOP a step; "
-        f"{threads} threads; sgemm {rate:.0f} GFLOP/s; loss {loss['loss']:.4f} in all "
+        f"threads: {threads}; sgemm {rate:.0f} GFLOP/s; loss {loss['loss']:.4f} in all "
         f"(largest difference {spread(checks, 'loss'):.0e}, of gradient norms {spread(checks, 'norm'):.0e})",
         flush=True,
     )
