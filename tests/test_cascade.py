@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, report, wer
+from mini_pkd import cascade, checkpoint, estimate, report, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore, only_process
 from mini_pkd.scales import TINY, count_parameters
@@ -525,8 +525,8 @@ def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, c
 
 def test_dry_run_measures_audio_as_the_store_does(data, finished, tmp_path):
     scale = TINY.override(SETTINGS)
-    frames, words, _ = cascade._training_set(cascade.Cascade(scale, data, tmp_path / "run"))
-    exact, exact_words, _ = cascade._training_set(cascade.Cascade(scale, data, finished))
+    frames, words, _ = estimate._training_set(cascade.Cascade(scale, data, tmp_path / "run"))
+    exact, exact_words, _ = estimate._training_set(cascade.Cascade(scale, data, finished))
     assert np.abs(frames - exact).max() <= 2 and np.array_equal(words, exact_words)
-    sampled, some, _ = cascade._training_set(cascade.Cascade(scale, data, tmp_path / "run"), sample=5)
+    sampled, some, _ = estimate._training_set(cascade.Cascade(scale, data, tmp_path / "run"), sample=5)
     assert len(sampled) == len(some) == 12 and set(sampled) <= set(frames)

@@ -286,6 +286,7 @@ def work(arguments):
     def start():  # first a toy, so that libraries are loaded and kernels compiled before memory is counted
         implementation(arguments.worker, "toy", arguments.with_kl, arguments.recursion).step()
         state["it"] = implementation(arguments.worker, arguments.shape, arguments.with_kl, arguments.recursion)
+        measure.reset_peak()
         state["before"] = measure.peak_memory()[1]
 
     def check():

@@ -15,7 +15,7 @@ none).  SpecAugment has been applied beforehand: it is part of the data here.
 
 Reported: medians over the repeats and their ratios; GFLOP of a step, counted from the formulas on the rows and
 nodes that exist, recomputation not counted; MFU, their rate over the best float32 matrix product (2048 x 2048)
-that any of the processes reached in this run; the peak memory of each process.
+that any of the processes reached in this run; the peak memory of each process, from its first step on.
 
 examples:
   python -m tests.bench.training_step tiny small --threads 2
@@ -153,7 +153,6 @@ class MiniWorker:
         from mini_pkd.tensor import keep_freed_memory
         from mini_pkd.transducer import Transducer, TransducerConfig
 
-        keep_freed_memory()
         case, arrays = read_case(folder)
         self.settings = get_scale(case["scale"]).settings
         self.batch = Batch([str(b) for b in range(len(arrays["lengths"]))], **arrays)
@@ -167,6 +166,7 @@ class MiniWorker:
         self.model, self.teacher = networks["student"], networks.get("teacher")
         self.adam = Adam(self.model, case["clip"])
         self.rng = np.random.default_rng(0)
+        keep_freed_memory()  # from here on: what loading has freed goes back to the kernel
 
     def _backward(self, rate):
         from mini_pkd.layers import DropoutKeys
@@ -210,8 +210,6 @@ class TorchWorker:
         from . import torch_reference as reference
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        if form == "tuned":
-            reference.keep_freed_memory()
         case, arrays = read_case(folder)
         networks = {}
         for role in case["networks"]:
@@ -223,6 +221,8 @@ class TorchWorker:
             **options,
         )  # fmt: skip
         self.batch = reference.Batch(**arrays)
+        if form == "tuned":
+            reference.keep_freed_memory()
 
     def check(self):
         trainer = self.trainer
@@ -236,7 +236,8 @@ class TorchWorker:
         trainer.rate = rate
         if trainer.tuned is not None:
             trainer.tuned.noise.rate = rate
-        return {"loss": float(loss.detach()), "rnnt": float(rnnt.mean()), "kl": float(kl.mean()), "norm": norm}
+        return {"loss": float(loss.detach()), "rnnt": float(rnnt.detach().mean()),
+                "kl": float(kl.detach().mean()), "norm": norm}  # fmt: skip
 
     def one_step(self):
         self.trainer.step(self.batch)
@@ -260,6 +261,7 @@ def work(name, folder, compile):
 
     def start():
         state["worker"] = MiniWorker(folder) if name == "mini_pkd" else TorchWorker(folder, name, compile)
+        measure.reset_peak()
 
     measure.serve(
         {

@@ -1,0 +1,106 @@
+"""What a cascade would need, before it is run: `python -m mini_pkd.cascade --dry-run`.
+
+Parameters are exact.  Memory and time are estimates: memory from the arrays that a training keeps, time from the
+floating-point operations of the model (scales.training_flop), counted by hand, over a part of the speed at which this
+machine multiplies matrices just now.
+"""
+
+import contextlib
+import time
+
+import numpy as np
+import soundfile
+
+from . import UserError
+from .corpus import find_parts, read_part
+from .feature_store import FeatureStore
+from .rnnt_loss import KEEP_BYTES
+from .scales import count_parameters, training_flop
+
+UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
+
+
+def describe(cascade, jobs):
+    """What a run would train, and estimates of its memory and time.  Nothing is written."""
+    scale, s = cascade.scale, cascade.settings
+    frames, words, source = _training_set(cascade)
+    kept = frames <= s.max_frames
+    frames, words = frames[kept], words[kept]
+    if not len(frames):
+        raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
+    labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
+    nodes = np.ceil(frames / 8) * (labels + 1)
+    again = nodes.mean() * s.vocab_size * 4 > KEEP_BYTES
+    speed = UTILISATION * _matrix_speed()
+    lines = [
+        f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
+        f"utterances or {s.batch_frames} frames",
+        f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
+    ]
+    configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
+    seconds, memories = [], []
+    for model in scale.models():
+        config, teacher = configs[model.name], configs.get(model.teacher)
+        flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
+        seconds.append(flop / speed)
+        memories.append(_memory(config, s, teacher))
+        lines.append(
+            f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memories[-1] / 1e9:7.2f} GB "
+            f"{_duration(seconds[-1])}  {model.teacher or '-'}"
+        )
+    memory = sum(sorted(memories)[-jobs:])
+    return "\n".join([
+        *lines,
+        f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(sum(seconds))}  ({jobs} at a time)",
+        f"The training set: {frames.sum() / 360000:.2f} h in {len(frames)} utterances ({source}).",
+        f"Memory and time are estimates.  Time: the operations of training, counted by hand, at {UTILISATION:.0%} of "
+        f"the {speed / UTILISATION / 1e9:.0f} GFLOP/s",
+        "that a matrix product reached here just now, all its threads together; decoding is not counted.",
+    ])  # fmt: skip
+
+
+def _training_set(cascade, sample=2000):
+    """(frames (n,), words (n,), where that is from) of the training utterances."""
+    with contextlib.suppress(UserError):
+        store = FeatureStore(cascade.features("train"))
+        return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
+    if not cascade.data.is_dir():
+        n = 281241  # LibriSpeech's mean utterance: 12.3 s, 33 words
+        return np.full(n, 1229), np.full(n, 33), f"as in LibriSpeech, for {cascade.data} is not there"
+    utterances = [u for folder in find_parts(cascade.data)["train"] for u in read_part(folder)[0]]
+    step = max(1, len(utterances) // sample)
+    frames = []
+    for utterance in utterances[::step]:
+        try:
+            frames.append(100 * soundfile.info(str(utterance.audio)).duration)
+        except (soundfile.SoundFileError, RuntimeError, OSError):
+            frames.append(0)
+    words = [len(u.text.split()) for u in utterances]
+    return np.repeat(frames, step)[: len(words)], np.array(words[: step * len(frames)]), "its audio files"
+
+
+def _matrix_speed(seconds=0.5):
+    """FLOP per second of a float32 matrix product of a common shape."""
+    a, b = np.ones((1024, 512), np.float32), np.ones((512, 512), np.float32)
+    a @ b
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        a @ b
+        count += 1
+    return count * 2 * 1024 * 512 * 512 / (time.monotonic() - start)
+
+
+def _memory(config, settings, teacher):
+    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, the rest."""
+    e = config.encoder
+    rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
+    row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
+    taught = 4 * count_parameters(teacher) if teacher else 0
+    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + taught + 300e6
+
+
+def _duration(seconds):
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:5.1f} {unit:4s}"
+    return f"{seconds:5.1f} s   "
