@@ -242,7 +242,7 @@ TINY = Scale(
     Settings(
         data="data_small/numbers",
         vocab_size=64,
-        epochs=36,
+        epochs=33,
         batch_utterances=8,
         batch_frames=4000,
         max_frames=1200,
@@ -252,7 +252,7 @@ TINY = Scale(
         max_warp_fraction=0.15,
     ),
     {
-        "T1": Size(4, 88, 4, 16, 8, 2, 96, 1, 96),
+        "T1": Size(3, 96, 4, 16, 8, 2, 112, 1, 128),
         "79": Size(3, 64, 4, 16, 8, 2, 96, 1, 96),
         "61": Size(3, 40, 4, 16, 8, 2, 48, 1, 48),
     },

@@ -2,8 +2,8 @@
 
 The reference is another language of the same model: padded and dense (stock), or in blocks and chunks (tuned),
 with autograd and library kernels.  What both sides get right by the same mistake would have to be the same
-mistake in different code.  In float64 the two agree to rounding; in float32 the issue asks for 1e-4
-relative to a gradient's largest entry.
+mistake in different code.  Errors are relative to a gradient's largest entry.  In float64 both sides differ by
+rounding alone (1.2e-14 was the most seen), in float32 by 5e-6; the tolerances leave room for other machines.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[bench]'")
 
+from mini_pkd.attention import causal_attention  # noqa: E402
 from mini_pkd.conformer import ConformerConfig  # noqa: E402
 from mini_pkd.corpus import Batch  # noqa: E402
 from mini_pkd.lattice_kl import distillation_loss  # noqa: E402
@@ -20,7 +21,7 @@ from mini_pkd.transducer import Transducer, TransducerConfig  # noqa: E402
 
 from . import torch_reference as reference  # noqa: E402
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
 LENGTHS = {  # feature rows, labels; window and kernel are 6 and 4
     "ragged": ([61, 17, 40, 33], [5, 0, 9, 2]),
     "short": ([1, 9, 2, 8, 3], [1, 2, 0, 0, 4]),
@@ -67,14 +68,13 @@ def ours(model, teacher, batch, alpha):
     return float(loss.data), rnnt, kl, {name: p.grad for name, p in model.named_parameters().items()}
 
 
+def copy_of(model, dtype="float32"):
+    network = reference.Transducer(model.config_dict()).to(getattr(torch, dtype))
+    return reference.load_weights(network, arrays(model))
+
+
 def theirs(form, model, teacher, batch, alpha, dtype, **options):
-    networks = []
-    for network in (model, teacher):
-        if network is not None:
-            network = reference.Transducer(network.config_dict()).to(getattr(torch, dtype))
-            reference.load_weights(network, arrays(networks_of := model if not networks else teacher))
-            assert networks_of is not None
-        networks.append(network)
+    networks = [network and copy_of(network, dtype) for network in (model, teacher)]
     trainer = reference.Trainer(form, *networks, alpha=alpha, rate=0.0, **options)
     tensors = reference.Batch(batch.features, batch.lengths, batch.labels, batch.label_lengths)
     loss, rnnt, kl = trainer.loss(tensors)
@@ -116,8 +116,8 @@ def test_tuned_chunks_and_recomputation_change_nothing(options):
     teacher = make(103, "float64", *LENGTHS["ragged"])[0]
     expected = ours(model, teacher, batch, 0.3)
     found = theirs("tuned", model, teacher, batch, 0.3, "float64", **options)
-    assert found[0] == pytest.approx(expected[0], rel=1e-9)
-    assert largest_error(found[3], expected[3])[0] < 1e-9
+    assert found[0] == pytest.approx(expected[0], rel=1e-12)
+    assert largest_error(found[3], expected[3])[0] < 1e-12
 
 
 def test_long_windows_over_many_blocks():
@@ -127,8 +127,6 @@ def test_long_windows_over_many_blocks():
     for window in (70, 64, 1, 3):
         rows = reference.Rows(lengths, window, 5)
         qkv, positions, g = (rng.standard_normal(s) for s in ((sum(lengths), 3 * D), (window, D), (sum(lengths), D)))
-        from mini_pkd.attention import causal_attention
-
         tensors = [Tensor(qkv, requires_grad=True), Tensor(positions, requires_grad=True)]
         out = causal_attention(*tensors, lengths, heads)
         out.backward(g)
@@ -166,7 +164,7 @@ def test_forward_backward_against_the_readable_recursion():
 @pytest.mark.parametrize("form", ["stock", "tuned"])
 def test_a_step_with_dropout_moves_every_parameter(form):
     model, batch = make(5, "float32", *LENGTHS["ragged"])
-    network = reference.load_weights(reference.Transducer(model.config_dict()), arrays(model))
+    network = copy_of(model)
     before = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
     trainer = reference.Trainer(form, network, network, rate=0.3)
     tensors = reference.Batch(batch.features, batch.lengths, batch.labels, batch.label_lengths)
