@@ -77,17 +77,17 @@ def dropout(x, rate, key):
 
     def backward(g):
         dx = np.empty_like(g)
-        _dropout(g, rate, key, dx)
+        _dropout(g, rate, key, 1.0, dx)
         return (dx,)
 
     y = np.empty_like(x.data)
-    _dropout(x.data, rate, key, y)
+    _dropout(x.data, rate, key, 1.0, y)
     return record(y, [x], backward)
 
 
 @njit(cache=True, parallel=True, error_model="numpy", nogil=True)
-def _dropout(x, rate, key, out):
-    threshold, grow, zero = np.uint32(rate * 4294967295.0), x.dtype.type(1.0 / (1.0 - rate)), x.dtype.type(0)
+def _dropout(x, rate, key, factor, out):
+    threshold, grow, zero = np.uint32(rate * 4294967295.0), x.dtype.type(factor / (1.0 - rate)), x.dtype.type(0)
     for n in prange(x.shape[0]):
         start = row_key(key, n)
         for d in range(x.shape[1]):
@@ -138,16 +138,11 @@ def _bias_swish_dropout(z, bias, rate, key, out):
     one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
     threshold = np.uint32(rate * 4294967295.0)
     for n in prange(N):
-        if rate == 0.0:
-            for d in range(D):
-                v = z[n, d] + bias[d]
-                out[n, d] = v / (one + exp(-v))
-        else:
-            start = row_key(key, n)
-            for d in range(D):
-                v = z[n, d] + bias[d]
-                y = grow * v / (one + exp(-v))
-                out[n, d] = y if random_bits(start, d) >= threshold else zero
+        start = row_key(key, n)
+        for d in range(D):
+            v = z[n, d] + bias[d]
+            y = grow * v / (one + exp(-v))
+            out[n, d] = y if random_bits(start, d) >= threshold else zero  # rate 0: threshold 0, all are kept
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
@@ -157,18 +152,12 @@ def _bias_swish_dropout_backward(g, z, bias, rate, key):
     one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
     threshold = np.uint32(rate * 4294967295.0)
     for n in prange(N):
-        if rate == 0.0:
-            for d in range(D):
-                v = z[n, d] + bias[d]
-                s = one / (one + exp(-v))
-                z[n, d] = g[n, d] * s * (one + v * (one - s))
-        else:
-            start = row_key(key, n)
-            for d in range(D):
-                v = z[n, d] + bias[d]
-                s = one / (one + exp(-v))
-                dv = g[n, d] * grow * s * (one + v * (one - s))
-                z[n, d] = dv if random_bits(start, d) >= threshold else zero
+        start = row_key(key, n)
+        for d in range(D):
+            v = z[n, d] + bias[d]
+            s = one / (one + exp(-v))
+            dv = g[n, d] * grow * s * (one + v * (one - s))
+            z[n, d] = dv if random_bits(start, d) >= threshold else zero
 
 
 def linear_dropout_residual(x, h, weight, bias, factor, rate, key):
@@ -178,8 +167,7 @@ def linear_dropout_residual(x, h, weight, bias, factor, rate, key):
 
     def backward(g):
         dy = np.empty_like(g)
-        _dropout(g, rate, key, dy) if rate else np.copyto(dy, g)
-        dy *= dy.dtype.type(factor)
+        _dropout(g, rate, key, factor, dy)
         return g, dy @ weight.data.T, h.data.T @ dy, column_sum(dy)
 
     return record(y, [x, h, weight, bias], backward)
@@ -188,17 +176,13 @@ def linear_dropout_residual(x, h, weight, bias, factor, rate, key):
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
 def _bias_dropout_residual(x, y, bias, factor, rate, key):
     N, D = y.shape
-    plain, zero = y.dtype.type(factor), y.dtype.type(0)
+    zero = y.dtype.type(0)
     grow, threshold = y.dtype.type(factor / (1.0 - rate)), np.uint32(rate * 4294967295.0)
     for n in prange(N):
-        if rate == 0.0:
-            for d in range(D):
-                y[n, d] = x[n, d] + plain * (y[n, d] + bias[d])
-        else:
-            start = row_key(key, n)
-            for d in range(D):
-                v = grow * (y[n, d] + bias[d])
-                y[n, d] = x[n, d] + (v if random_bits(start, d) >= threshold else zero)
+        start = row_key(key, n)
+        for d in range(D):
+            v = grow * (y[n, d] + bias[d])
+            y[n, d] = x[n, d] + (v if random_bits(start, d) >= threshold else zero)
 
 
 def linear_glu(x, weight, bias):

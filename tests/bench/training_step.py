@@ -536,10 +536,19 @@ def main(argv=None):
         return work(arguments.worker, arguments.folder, arguments.compile)
 
     from mini_pkd import UserError
+    from mini_pkd.scales import get_scale
 
-    print(measure.heading(MODULE, argv))
     rows = []
     try:
+        for size in arguments.sizes:
+            name, dash, number = size.partition("-")
+            known = get_scale(name).sizes
+            if dash and not (number.isdecimal() and int(number) and name != "full"):
+                raise measure.Failed(f"{size} is no size: say tiny, small or full, or tiny-16 for 16 utterances.")
+            for wanted in (arguments.student, arguments.teacher):
+                if wanted not in known and (wanted != "none" or arguments.student == "none"):
+                    raise measure.Failed(f"there is no model {wanted!r} in {name}; known are {', '.join(known)}.")
+        print(measure.heading(MODULE, argv))
         for size in arguments.sizes:
             for threads in arguments.threads:
                 found = run_size(size, threads, arguments)
