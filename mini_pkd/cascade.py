@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, checkpoint, report, wer
+from . import UserError, checkpoint, report, warm_up, wer
 from .bpe import BPE
 from .corpus import disk_errors, find_parts, missing_roles, read_part, word_counts
 from .decode import beam_search
@@ -187,6 +187,9 @@ class Cascade:
         if not models:
             return
         parts = self._prepare()
+        if self.slot is None:
+            self._say("compiling the kernels, where that has not been done before: half a minute")
+            warm_up.ensure()
         with StopSignal() as stop:
             if jobs > 1 and len(models) > 1:
                 self._train_side_by_side(models, jobs, arguments, stop)

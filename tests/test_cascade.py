@@ -145,7 +145,7 @@ def test_results_hold_what_the_tables_need(finished, data):
         assert (m["role"], m["size"], m["stage"]) == (plans[name].role, plans[name].size, plans[name].stage)
         assert m["params"] == count_parameters(scale.sizes[m["size"]].config(8))
         assert m["compression"] == pytest.approx(1 - m["params"] / models["T1"]["params"], abs=1e-12)
-        assert m["updates"] == 2 * 3 and m["skipped_updates"] == 0 and m["seconds"] > 0  # 12 utterances by 5
+        assert m["updates"] == 2 * 3 and m["skipped_updates"] == 0 and m["seconds"] >= 0  # 12 utterances by 5
         assert np.isfinite(m["best_dev_loss"]) and m["best_dev_wer"] >= 0
         for part in results["test_sets"]:
             references = {u.id: u.text for u in read_part(data / part)[0]}
