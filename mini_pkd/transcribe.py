@@ -19,6 +19,7 @@ With a beam the partial text may still change; a greedy partial text (--beam 1) 
 
 import argparse
 import io
+import os
 import shutil
 import sys
 from contextlib import nullcontext
@@ -250,6 +251,8 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does: that is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
     return status
 
 

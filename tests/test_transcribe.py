@@ -5,6 +5,7 @@ A random model says random things, but it says them deterministically, and that 
 
 import io
 import struct
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -380,3 +381,14 @@ def test_clearing_what_was_never_shown_writes_nothing():
     for file in (Terminal(), io.StringIO()):
         PartialLine("a", file).clear()
         assert file.getvalue() == ""
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(folder):
+    """As in `... | head -1`: the other end of the pipe is closed before anything is written."""
+    command = [sys.executable, "-m", "mini_pkd.transcribe", "--beam", "1", str(folder / "model.npz")]
+    audio = sorted(str(path) for path in folder.glob("*.wav"))[:1]
+    process = subprocess.Popen(command + audio, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    message = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() in (0, 2) and "Traceback" not in message and "BrokenPipe" not in message
