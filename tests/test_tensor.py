@@ -1,6 +1,7 @@
 """tensor.py: the bookkeeping of reverse mode, without any numerics worth the name."""
 
 import gc
+import sys
 import weakref
 
 import numpy as np
@@ -94,12 +95,14 @@ def test_a_chain_of_100_000_operations_needs_no_recursion():
 
 def test_a_long_chain_that_is_dropped_unused_does_no_harm():
     """Its 100,000 tensors free one another; nested deallocation of that depth must not overflow the C stack."""
-    y = leaf(1.0)
+    x = y = leaf(1.0)
     for _ in range(100_000):
         y = double(add(y, y))
         y.data = np.ones(1)
+    before = sys.getrefcount(x)
     del y
     gc.collect()
+    assert sys.getrefcount(x) < before  # the whole chain is gone, down to what held its first tensor
 
 
 def test_gradients_of_several_backward_calls_add_up():
