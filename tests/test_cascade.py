@@ -316,8 +316,12 @@ def test_asked_to_stop_it_saves_and_exits_130(data, finished, number, jobs):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_features_are_made(data, tmp_path, monkeypatch, capfd, number):
     before = signal.getsignal(signal.SIGTERM)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts us with it ignored
     monkeypatch.setattr(FeatureStore, "build", lambda *_, **__: os.kill(os.getpid(), number) or time.sleep(5))
-    assert cascade.main(words_of(data, tmp_path / "run")) == 130
+    try:
+        assert cascade.main(words_of(data, tmp_path / "run")) == 130
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert "the same command continues" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
