@@ -11,7 +11,11 @@ table of `window` rows instead of projected sinusoids, and the two global query 
 namely the bias of the query projection.
 
 The band is the point: cost and memory grow with N x window, not with T^2.  Probabilities are kept for
-backward as `(H, window, N)`: entry (h, i, n) is the weight of row n - i.
+backward as `(H, window, N)`: entry (h, i, n) is the weight of row n - i, zero where there is no such row.
+
+Here, and only here, rows of the batch lie along the *last* axis: queries, keys and values come as (3D, N).
+For a fixed distance i, all queries of an utterance then meet their keys in two contiguous stretches of
+numbers, one shifted by i, and inner loops are long whatever the head width.
 
 For streaming, an utterance's rows may be preceded by context: rows already heard, whose keys and values
 are attended to but which get no output of their own.
@@ -31,30 +35,34 @@ def starts(lengths):
 
 
 def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
-    """qkv (M, 3D): queries | keys | values of each row, positions (window, D), lengths (B,) -> (N, D).
+    """qkv (3D, M): queries, keys, values of each row below each other, positions (window, D), lengths (B,) -> (D, N).
 
     positions[i] is r_i, the vector of distance i.  N = sum(lengths) outputs; M = N unless context_lengths
     (B,) says how many rows in front of each utterance's own are context: attended to, without an output.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     context = np.zeros_like(lengths) if context_lengths is None else np.asarray(context_lengths, np.int64)
-    N, D = int(lengths.sum()), positions.shape[1]
-    probabilities = np.empty((heads, positions.shape[0], N), dtype=qkv.data.dtype)
-    out = np.empty((N, D), dtype=qkv.data.dtype)
+    N, (W, D) = int(lengths.sum()), positions.shape
+    probabilities = np.empty((heads, W, N), dtype=qkv.data.dtype)
+    out = np.empty((D, N), dtype=qkv.data.dtype)
     layout = (starts(lengths), starts(lengths + context), lengths, context, heads)
     _attend(qkv.data, positions.data, *layout, probabilities, out)
 
     def backward(g):
-        dqkv = np.zeros_like(qkv.data)
-        dpositions = np.empty((len(lengths), *positions.shape), dtype=out.dtype)
-        _attend_backward(np.ascontiguousarray(g), qkv.data, positions.data, *layout, probabilities, dqkv, dpositions)
-        return dqkv, dpositions.sum(axis=0)
+        dqkv = np.empty_like(qkv.data)
+        _attend_backward(np.ascontiguousarray(g), qkv.data, positions.data, *layout, probabilities, dqkv)
+        # Now `probabilities` holds the gradient of the scores: dr_i = sum over n of ds_i q_n, a product per head.
+        q = qkv.data[:D]
+        if context.any():
+            q = q[:, np.repeat(starts(lengths + context) + context - starts(lengths), lengths) + np.arange(N)]
+        dpositions = np.matmul(probabilities, q.reshape(heads, D // heads, N).transpose(0, 2, 1))  # (H, W, C)
+        return dqkv, dpositions.transpose(1, 0, 2).reshape(W, D)
 
     return record(out, [qkv, positions], backward)
 
 
 def causal_attention_readable(qkv, positions, lengths, heads):
-    """The definition, one row at a time, in numpy: the oracle of the kernel.  Arrays in, array out."""
+    """The definition, one row at a time, in numpy: the oracle of the kernel.  qkv (M, 3D) here; array out, (N, D)."""
     q, k, v = np.split(qkv, 3, axis=1)
     out = np.zeros_like(q)
     C = q.shape[1] // heads
@@ -70,21 +78,101 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     return out
 
 
-# One task per (utterance, head), and inside it everything transposed: rows run along the last axis, so that
-# every inner loop is long, contiguous and free of reductions whatever the head width.  For a fixed distance
-# i, query t meets row t - i: two contiguous stretches, one shifted by i.  Queries go in tiles, so that the
-# (window, tile) scores stay in the cache.
+# One task per (utterance, head).  All of it is two operations, each on a few distances at a time so that what
+# is loaded is used several times:
+#
+#     scores      s_i[t] = sum_c q_c[t] (k_c[t-i] + r_ic)                  and dp_i = scores of dout and v
+#     mix         out_c[t] = sum_i p_i[t] v_c[t-i]                         and dq = mix of ds and k + r
+#     mix_back    dv_c[m] = sum_i p_i[m+i] dout_c[m+i]                     and dk = mix_back of ds and q
+#
+# Operands are copied to scratch arrays with MARGIN zeros around, in channels a multiple of 4, in distances a
+# multiple of 8: a group that looks a little beyond an utterance's first row finds a probability of zero there.
 
-TILE = 128
+TILE = 256  # queries whose scores are alive together, about
+MARGIN = 8
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def _columns(rows, first, count, c0, C):
-    """rows[first : first + count, c0 : c0 + C], transposed to (C, count)."""
-    out = np.empty((C, count), dtype=rows.dtype)
-    for s in range(count):
+def _with_margins(rows, r0, C, first, count):
+    """rows[r0 : r0 + C, first : first + count] with zeros around: (C rounded up to 4, MARGIN + count + MARGIN)."""
+    out = np.zeros(((C + 3) // 4 * 4, count + 2 * MARGIN), dtype=rows.dtype)
+    for c in range(C):
+        a, b = out[c, MARGIN:], rows[r0 + c, first:]
+        for s in range(count):
+            a[s] = b[s]
+    return out
+
+
+@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _scores(q, k, r, past, reach, lo, s):
+    """s[i, t] for distances i < reach of queries lo <= t < lo + n; column MARGIN + t - lo of s, which is zero."""
+    n_all = s.shape[1] - 2 * MARGIN
+    for i in range(0, reach, 4):
+        t0 = max(lo, i - past)  # earlier queries have no row at this distance
+        n = lo + n_all - t0
+        at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 3
+        s0, s1, s2, s3 = s[i, at:], s[i + 1, at:], s[i + 2, at:], s[i + 3, at:]
+        r0, r1, r2, r3 = r[i], r[i + 1], r[i + 2], r[i + 3]
+        for c in range(0, q.shape[0], 4):
+            qa, qb, qc, qd = q[c, at_q:], q[c + 1, at_q:], q[c + 2, at_q:], q[c + 3, at_q:]
+            ka, kb, kc, kd = k[c, at_k:], k[c + 1, at_k:], k[c + 2, at_k:], k[c + 3, at_k:]
+            a0, b0, c0, d0, a1, b1, c1, d1 = r0[c], r0[c + 1], r0[c + 2], r0[c + 3], r1[c], r1[c + 1], r1[c + 2], r1[c + 3]
+            a2, b2, c2, d2, a3, b3, c3, d3 = r2[c], r2[c + 1], r2[c + 2], r2[c + 3], r3[c], r3[c + 1], r3[c + 2], r3[c + 3]
+            for t in range(n):
+                s0[t] += qa[t] * (ka[t + 3] + a0) + qb[t] * (kb[t + 3] + b0) + qc[t] * (kc[t + 3] + c0) + qd[t] * (kd[t + 3] + d0)
+                s1[t] += qa[t] * (ka[t + 2] + a1) + qb[t] * (kb[t + 2] + b1) + qc[t] * (kc[t + 2] + c1) + qd[t] * (kd[t + 2] + d1)
+                s2[t] += qa[t] * (ka[t + 1] + a2) + qb[t] * (kb[t + 1] + b2) + qc[t] * (kc[t + 1] + c2) + qd[t] * (kd[t + 1] + d2)
+                s3[t] += qa[t] * (ka[t] + a3) + qb[t] * (kb[t] + b3) + qc[t] * (kc[t] + c3) + qd[t] * (kd[t] + d3)
+
+
+@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _mix(p, x, r, C, past, reach, lo, out, first):
+    """out[c, first + t] += sum_i p[i, t] (x[c, t - i] + r[i, c]) for the queries of a tile."""
+    n_all = p.shape[1] - 2 * MARGIN
+    for i in range(0, reach, 8):
+        t0 = max(lo, i - past)
+        n = lo + n_all - t0
+        at, at_x = MARGIN + t0 - lo, MARGIN + past + t0 - i - 7
+        p0, p1, p2, p3 = p[i, at:], p[i + 1, at:], p[i + 2, at:], p[i + 3, at:]
+        p4, p5, p6, p7 = p[i + 4, at:], p[i + 5, at:], p[i + 6, at:], p[i + 7, at:]
         for c in range(C):
-            out[c, s] = rows[first + s, c0 + c]
+            y, v = out[first[0] + c, first[1] + t0 :], x[c, at_x:]
+            r0, r1, r2, r3 = r[i, c], r[i + 1, c], r[i + 2, c], r[i + 3, c]
+            r4, r5, r6, r7 = r[i + 4, c], r[i + 5, c], r[i + 6, c], r[i + 7, c]
+            for t in range(n):
+                y[t] += (
+                    p0[t] * (v[t + 7] + r0) + p1[t] * (v[t + 6] + r1) + p2[t] * (v[t + 5] + r2) + p3[t] * (v[t + 4] + r3)
+                    + p4[t] * (v[t + 3] + r4) + p5[t] * (v[t + 2] + r5) + p6[t] * (v[t + 1] + r6) + p7[t] * (v[t] + r7)
+                )
+
+
+@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
+def _mix_back(p, x, C, past, reach, lo, out, first):
+    """out[c, first + m] += sum_i p[i, m + i] x[c, m + i] for the rows m that the queries of a tile look at."""
+    hi = lo + p.shape[1] - 2 * MARGIN
+    for i in range(0, reach, 8):
+        m0 = max(lo - i - 7, -past)
+        n = hi - i - m0
+        at, at_x = MARGIN + m0 + i - lo, MARGIN + m0 + i
+        p0, p1, p2, p3 = p[i, at:], p[i + 1, at:], p[i + 2, at:], p[i + 3, at:]
+        p4, p5, p6, p7 = p[i + 4, at:], p[i + 5, at:], p[i + 6, at:], p[i + 7, at:]
+        for c in range(C):
+            y, g = out[first[0] + c, first[1] + past + m0 :], x[c, at_x:]
+            for t in range(n):
+                y[t] += (
+                    p0[t] * g[t] + p1[t + 1] * g[t + 1] + p2[t + 2] * g[t + 2] + p3[t + 3] * g[t + 3]
+                    + p4[t + 4] * g[t + 4] + p5[t + 5] * g[t + 5] + p6[t + 6] * g[t + 6] + p7[t + 7] * g[t + 7]
+                )
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _position_vectors(positions, c0, C):
+    """positions[:, c0 : c0 + C], with zeros up to a multiple of 8 distances and 4 channels."""
+    W = positions.shape[0]
+    out = np.zeros(((W + 7) // 8 * 8, (C + 3) // 4 * 4), dtype=positions.dtype)
+    for i in range(W):
+        for c in range(C):
+            out[i, c] = positions[i, c0 + c]
     return out
 
 
@@ -96,135 +184,82 @@ def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, pro
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
         T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
-        q = _columns(qkv, first + past, T, c0, C)  # (C, T)
-        k = _columns(qkv, first, past + T, D + c0, C)  # (C, past + T); query t sits on column past + t
-        v = _columns(qkv, first, past + T, 2 * D + c0, C)
-        o = np.zeros((C, T), dtype=qkv.dtype)
-        top, norm = np.empty(TILE, dtype=qkv.dtype), np.empty(TILE, dtype=qkv.dtype)
-        for lo in range(0, T, TILE):
-            hi = min(lo + TILE, T)
+        q = _with_margins(qkv, c0, C, first + past, T)
+        k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
+        r = _position_vectors(positions, c0, C)
+        no_r = np.zeros_like(r)
+        for c in range(C):
+            out[c0 + c, n0 : n0 + T] = zero
+        tiles = (T + TILE - 1) // TILE
+        for tile in range(tiles):
+            lo, hi = T * tile // tiles, T * (tile + 1) // tiles
+            n = hi - lo
             reach = min(W, past + hi)  # distances that some query of this tile can look back
-            for i in range(reach):
-                t0 = max(lo, i - past)  # earlier queries have no row at this distance
-                n = hi - t0
-                p = probabilities[h, i, n0 + t0 :]
-                for t in range(n):
-                    p[t] = zero
-                c = 0
-                while c + 4 <= C:
-                    ka, kb = k[c, past - i + t0 :], k[c + 1, past - i + t0 :]
-                    kc, kd = k[c + 2, past - i + t0 :], k[c + 3, past - i + t0 :]
-                    qa, qb, qc, qd = q[c, t0:], q[c + 1, t0:], q[c + 2, t0:], q[c + 3, t0:]
-                    ra, rb = positions[i, c0 + c], positions[i, c0 + c + 1]
-                    rc, rd = positions[i, c0 + c + 2], positions[i, c0 + c + 3]
-                    for t in range(n):
-                        p[t] += (
-                            qa[t] * (ka[t] + ra) + qb[t] * (kb[t] + rb) + qc[t] * (kc[t] + rc) + qd[t] * (kd[t] + rd)
-                        )
-                    c += 4
-                while c < C:
-                    kc, qc, rc = k[c, past - i + t0 :], q[c, t0:], positions[i, c0 + c]
-                    for t in range(n):
-                        p[t] += qc[t] * (kc[t] + rc)
-                    c += 1
-                m = top[t0 - lo :]
-                if i == 0:
-                    m[:n] = p[:n]
-                for t in range(n):
-                    m[t] = p[t] if p[t] > m[t] else m[t]
-            norm[:] = zero
-            for i in range(reach):
-                t0 = max(lo, i - past)
-                p, m, z = probabilities[h, i, n0 + t0 :], top[t0 - lo :], norm[t0 - lo :]
-                for t in range(hi - t0):
-                    e = exp(shrink * (p[t] - m[t]))
-                    p[t] = e
-                    z[t] += e
-            for t in range(hi - lo):
+            s = np.zeros((r.shape[0], n + 2 * MARGIN), dtype=qkv.dtype)
+            _scores(q, k, r, past, reach, lo, s)
+            top, norm = s[0, MARGIN : MARGIN + n].copy(), np.zeros(n, dtype=qkv.dtype)
+            for i in range(1, reach):
+                t0 = max(0, i - past - lo)
+                x = s[i, MARGIN:]
+                for t in range(t0, n):
+                    top[t] = x[t] if x[t] > top[t] else top[t]
+            for i in range(r.shape[0]):
+                t0 = min(n, max(0, i - past - lo)) if i < W else n
+                x = s[i, MARGIN:]
+                for t in range(t0):
+                    x[t] = zero
+                for t in range(t0, n):
+                    e = exp(shrink * (x[t] - top[t]))
+                    x[t] = e
+                    norm[t] += e
+            for t in range(n):
                 norm[t] = one / norm[t]
-            for i in range(reach):
-                t0 = max(lo, i - past)
-                n = hi - t0
-                p, z = probabilities[h, i, n0 + t0 :], norm[t0 - lo :]
+            for i in range(W):
+                x, p = s[i, MARGIN:], probabilities[h, i, n0 + lo :]
                 for t in range(n):
-                    p[t] *= z[t]
-                for c in range(C):
-                    oc, vc = o[c, t0:], v[c, past - i + t0 :]
-                    for t in range(n):
-                        oc[t] += p[t] * vc[t]
-        for t in range(T):
-            for c in range(C):
-                out[n0 + t, c0 + c] = o[c, t]
+                    x[t] *= norm[t]
+                    p[t] = x[t]
+            _mix(s, v, no_r, C, past, reach, lo, out, (c0, n0))
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
-def _attend_backward(
-    g, qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, dqkv, dpositions
-):
-    # dp_i = g . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C);
-    # dq = sum_i ds_i (k_{t-i} + r_i), dk_{t-i} += ds_i q, dr_i += ds_i q, dv_{t-i} += p_i g.
+def _attend_backward(g, qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, dqkv):
+    # dp_i = dout . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C), which replaces p_i in `probabilities`
     W, D = positions.shape
     C = D // heads
     shrink, zero = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0)
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
         T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
-        q, go = _columns(qkv, first + past, T, c0, C), _columns(g, n0, T, c0, C)
-        k = _columns(qkv, first, past + T, D + c0, C)
-        v = _columns(qkv, first, past + T, 2 * D + c0, C)
-        dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-        dr = np.zeros((W, C), dtype=qkv.dtype)
-        ds, dot = np.empty((W, TILE), dtype=qkv.dtype), np.empty(TILE, dtype=qkv.dtype)
-        for lo in range(0, T, TILE):
-            hi = min(lo + TILE, T)
+        q, go = _with_margins(qkv, c0, C, first + past, T), _with_margins(g, c0, C, n0, T)
+        k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
+        r = _position_vectors(positions, c0, C)
+        no_r = np.zeros_like(r)
+        for row in (c0, D + c0, 2 * D + c0):
+            for c in range(C):
+                dqkv[row + c, first : first + past + T] = zero
+        tiles = (T + TILE - 1) // TILE
+        for tile in range(tiles):
+            lo, hi = T * tile // tiles, T * (tile + 1) // tiles
+            n = hi - lo
             reach = min(W, past + hi)
-            dot[:] = zero
+            p = np.zeros((r.shape[0], n + 2 * MARGIN), dtype=qkv.dtype)
+            ds, dot = np.zeros_like(p), np.zeros(n, dtype=qkv.dtype)
+            _scores(go, v, no_r, past, reach, lo, ds)
             for i in range(reach):
-                t0 = max(lo, i - past)
-                n = hi - t0
-                s, p, d = ds[i, t0 - lo :], probabilities[h, i, n0 + t0 :], dot[t0 - lo :]
+                saved, x, y = probabilities[h, i, n0 + lo :], p[i, MARGIN:], ds[i, MARGIN:]
                 for t in range(n):
-                    s[t] = zero
-                c = 0
-                while c + 4 <= C:
-                    ga, gb, gc, gd = go[c, t0:], go[c + 1, t0:], go[c + 2, t0:], go[c + 3, t0:]
-                    va, vb = v[c, past - i + t0 :], v[c + 1, past - i + t0 :]
-                    vc, vd = v[c + 2, past - i + t0 :], v[c + 3, past - i + t0 :]
-                    for t in range(n):
-                        s[t] += ga[t] * va[t] + gb[t] * vb[t] + gc[t] * vc[t] + gd[t] * vd[t]
-                    c += 4
-                while c < C:
-                    for t in range(n):
-                        s[t] += go[c, t0 + t] * v[c, past - i + t0 + t]
-                    c += 1
-                for t in range(n):
-                    d[t] += p[t] * s[t]
+                    x[t] = saved[t]
+                    dot[t] += x[t] * y[t]
             for i in range(reach):
-                t0 = max(lo, i - past)
-                n = hi - t0
-                s, p, d = ds[i, t0 - lo :], probabilities[h, i, n0 + t0 :], dot[t0 - lo :]
+                saved, x, y = probabilities[h, i, n0 + lo :], p[i, MARGIN:], ds[i, MARGIN:]
                 for t in range(n):
-                    s[t] = p[t] * (s[t] - d[t]) * shrink
-                for c in range(C):
-                    kc, qc, gc = k[c, past - i + t0 :], q[c, t0:], go[c, t0:]
-                    dkc, dvc, dqc = dk[c, past - i + t0 :], dv[c, past - i + t0 :], dq[c, t0:]
-                    r, total = positions[i, c0 + c], zero
-                    for t in range(n):
-                        dqc[t] += s[t] * (kc[t] + r)
-                        dkc[t] += s[t] * qc[t]
-                        dvc[t] += p[t] * gc[t]
-                        total += s[t] * qc[t]
-                    dr[i, c] += total
-        for t in range(T):
-            for c in range(C):
-                dqkv[first + past + t, c0 + c] = dq[c, t]
-        for s_ in range(past + T):
-            for c in range(C):
-                dqkv[first + s_, D + c0 + c] = dk[c, s_]
-                dqkv[first + s_, 2 * D + c0 + c] = dv[c, s_]
-        for i in range(W):
-            for c in range(C):
-                dpositions[b, i, c0 + c] = dr[i, c]
+                    y[t] = x[t] * (y[t] - dot[t]) * shrink
+                    saved[t] = y[t]
+            ds[reach:] = zero  # the last group of scores went further
+            _mix(ds, k, r, C, past, reach, lo, dqkv, (c0, first + past))
+            _mix_back(ds, q, C, past, reach, lo, dqkv, (D + c0, first))
+            _mix_back(p, go, C, past, reach, lo, dqkv, (2 * D + c0, first))
 
 
 if __name__ == "__main__":
@@ -234,7 +269,7 @@ if __name__ == "__main__":
     values = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])
     qkv = np.concatenate([np.zeros((5, 2)), values], axis=1)
     lengths = [3, 2]
-    out = causal_attention(Tensor(qkv), Tensor(np.zeros((3, 1))), lengths, heads=1).data[:, 0]
+    out = causal_attention(Tensor(qkv.T.copy()), Tensor(np.zeros((3, 1))), lengths, heads=1).data[0]
     print("two utterances, values 1 2 3 | 10 20, window 3, equal scores:")
     print("  kernel  ", np.round(out, 3), " (running means; the second utterance does not see the first)")
     print("  readable", np.round(causal_attention_readable(qkv, np.zeros((3, 1)), lengths, 1)[:, 0], 3))

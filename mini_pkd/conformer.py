@@ -81,13 +81,14 @@ class Attention(Module):
         self.out = Linear(width, width, rng, dtype)
 
     def __call__(self, x, lengths, dropout, memory=None):
-        qkv = self.qkv(self.norm(x))  # (N, 3D)
-        if memory is None:
-            attended = causal_attention(qkv, self.positions, lengths, self.heads)
-        else:
-            qkv, context = memory.extend("qkv", qkv, self.positions.shape[0] - 1)
-            attended = causal_attention(qkv, self.positions, lengths, self.heads, np.array([context]))
-        return ops.linear_dropout_residual(x, attended, self.out.weight, self.out.bias, 1.0, *dropout.next())
+        qkv = ops.linear_columns(self.norm(x), self.qkv.weight, self.qkv.bias)  # (3D, N)
+        context = None
+        if memory is not None:
+            qkv, remembered = memory.extend("qkv", qkv, self.positions.shape[0] - 1, axis=1)
+            context = np.array([remembered])
+        attended = causal_attention(qkv, self.positions, lengths, self.heads, context)  # (D, N)
+        out = self.out
+        return ops.linear_dropout_residual(x, attended, out.weight, out.bias, 1.0, *dropout.next(), columns=True)
 
 
 class Convolution(Module):
@@ -160,12 +161,13 @@ class _Memory:
     def __init__(self):
         self.rows = {}
 
-    def extend(self, name, new, keep):
+    def extend(self, name, new, keep, axis=0):
         """Put the remembered rows in front of `new`; remember the last `keep`.  -> (Tensor, context rows)."""
-        old = self.rows.get(name, new.data[:0])
-        both = np.concatenate([old, new.data])
-        self.rows[name] = both[max(0, len(both) - keep) :].copy()
-        return Tensor(both), len(old)
+        old = self.rows.get(name)
+        both = new.data if old is None else np.concatenate([old, new.data], axis=axis)
+        rows = both.shape[axis]
+        self.rows[name] = both.take(range(max(0, rows - keep), rows), axis=axis)
+        return Tensor(both), rows - new.shape[axis]
 
 
 class EncoderStream:

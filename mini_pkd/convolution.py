@@ -140,18 +140,40 @@ def max_pool(x, lengths):
     halves = pooled_lengths(lengths)
     left = np.repeat(starts(lengths) - 2 * starts(halves), halves) + 2 * np.arange(int(halves.sum()))
     has_right = left + 1 < np.repeat(starts(lengths) + lengths, halves)
-    right = np.where(has_right, left + 1, left)
-    a, b = x.data[left], x.data[right]
-    took_right = b > a  # ties and lonely rows count as left
-    y = np.maximum(a, b)
+    y = np.empty((len(left), x.shape[1]), dtype=x.data.dtype)
+    _max_pool(x.data, left, has_right, y)
 
     def backward(g):
-        dx = np.zeros_like(x.data)
-        dx[left] = np.where(took_right, 0, g)
-        dx[right[has_right]] = np.where(took_right, g, 0)[has_right]
+        dx = np.empty_like(x.data)
+        _max_pool_backward(g, x.data, left, has_right, dx)
         return (dx,)
 
     return record(y, [x], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _max_pool(x, left, has_right, y):
+    for n in prange(len(y)):
+        a, out = x[left[n]], y[n]
+        b = x[left[n] + 1] if has_right[n] else a
+        for d in range(len(out)):
+            out[d] = np.maximum(a[d], b[d])  # a NaN comes through: training looks for it
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _max_pool_backward(g, x, left, has_right, dx):
+    # The larger number of a pair takes the whole gradient; ties and lonely rows count as left.
+    zero = g.dtype.type(0)
+    for n in prange(len(g)):
+        i = left[n]
+        if has_right[n]:
+            for d in range(g.shape[1]):
+                took_right = x[i + 1, d] > x[i, d]
+                dx[i, d] = zero if took_right else g[n, d]
+                dx[i + 1, d] = g[n, d] if took_right else zero
+        else:
+            for d in range(g.shape[1]):
+                dx[i, d] = g[n, d]
 
 
 if __name__ == "__main__":

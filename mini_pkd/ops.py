@@ -6,7 +6,7 @@ lengths.  What mixes rows of one utterance lives in files of its own: attention.
 Most of a small conformer's time is not matrix products but the passes over memory between them, so
 each chain of elementwise steps is one numba kernel, forward and backward:
 
-    linear                     x W + b
+    linear, linear_columns     x W + b, and its transpose, which attention.py wants
     linear_swish_dropout       dropout(swish(x W + b))                the wide half of a feed-forward module
     linear_dropout_residual    x + scale dropout(h W + b)             the end of every module
     linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
@@ -102,12 +102,37 @@ def linear(x, weight, bias=None):
     y = x.data @ weight.data
     if bias is None:
         return record(y, [x, weight], lambda g: (g @ weight.data.T, x.data.T @ g))
-    y += bias.data
+    _add_bias(y, bias.data)
 
     def backward(g):
         return _input_gradient(x, g, weight), x.data.T @ g, column_sum(g)
 
     return record(y, [x, weight, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _add_bias(y, bias):
+    for n in prange(y.shape[0]):
+        for d in range(y.shape[1]):
+            y[n, d] += bias[d]
+
+
+def linear_columns(x, weight, bias):
+    """(x W + b)^T: (N, I) x (I, O) -> (O, N).  BLAS writes it this way round at no cost."""
+    y = weight.data.T @ x.data.T
+    _add_bias_columns(y, bias.data)
+
+    def backward(g):
+        return g.T @ weight.data.T, x.data.T @ g.T, g @ np.ones(len(x.data), dtype=g.dtype)
+
+    return record(y, [x, weight, bias], backward)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _add_bias_columns(y, bias):
+    for d in prange(y.shape[0]):
+        for n in range(y.shape[1]):
+            y[d, n] += bias[d]
 
 
 def _input_gradient(x, g, weight):
@@ -160,15 +185,20 @@ def _bias_swish_dropout_backward(g, z, bias, rate, key):
             z[n, d] = dv if random_bits(start, d) >= threshold else zero
 
 
-def linear_dropout_residual(x, h, weight, bias, factor, rate, key):
-    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D).  Saves nothing but its inputs."""
-    y = h.data @ weight.data  # (N, D)
+def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False):
+    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D).  Saves nothing but its inputs.
+
+    columns: h comes as (I, N), as attention.py leaves it.
+    """
+    rows = h.data.T if columns else h.data
+    y = rows @ weight.data  # (N, D)
     _bias_dropout_residual(x.data, y, bias.data, factor, rate, key)
 
     def backward(g):
         dy = np.empty_like(g)
         _dropout(g, rate, key, factor, dy)
-        return g, dy @ weight.data.T, h.data.T @ dy, column_sum(dy)
+        dh = weight.data @ dy.T if columns else dy @ weight.data.T
+        return g, dh, rows.T @ dy, column_sum(dy)
 
     return record(y, [x, h, weight, bias], backward)
 
@@ -232,14 +262,14 @@ def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
     mean, inverse = np.empty(N, dtype=y.dtype), np.empty(N, dtype=y.dtype)
     _layer_norm(x.data, gain.data, bias.data, epsilon, swish, y, mean, inverse)
 
-    def backward(g):
+    def backward(g, pending):  # a residual branch has already sent x its share: added here, it costs no pass of its own
         dx = np.empty_like(x.data)
         partial = np.zeros((BLOCKS, 2, D), dtype=dx.dtype)
-        _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, dx, partial)
+        _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, pending, dx, partial)
         dgain, dbias = partial.sum(axis=0)
         return dx, dgain, dbias
 
-    return record(y, [x, gain, bias], backward)
+    return record(y, [x, gain, bias], backward, adds=True)
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
@@ -266,7 +296,7 @@ def _layer_norm(x, gain, bias, epsilon, swish, out, mean, inverse):
 
 
 @njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
-def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, dx, partial):
+def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, pending, dx, partial):
     # With h = (x - mean) r and a = dL/dh:  dx = r (a - mean(a) - h mean(a h)).
     N, D = x.shape
     blocks = partial.shape[0]
@@ -294,6 +324,9 @@ def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, dx, partial):
             mean_a, mean_ah = sum_a / x.dtype.type(D), sum_ah * r / x.dtype.type(D)
             for d in range(D):
                 dx[n, d] = r * (a[d] - mean_a - (x[n, d] - m) * r * mean_ah)
+            if pending is not None:
+                for d in range(D):
+                    dx[n, d] += pending[n, d]
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Tensor:
     requires_grad  whether backward() should reach this tensor
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "_parents", "_backward", "_serial")
+    __slots__ = ("data", "grad", "requires_grad", "_parents", "_backward", "_adds", "_serial")
 
     def __init__(self, data, requires_grad=False):
         self.data = np.asarray(data)
@@ -45,6 +45,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self._parents = ()
         self._backward = None
+        self._adds = False
         self._serial = next(_serial)
 
     @property
@@ -86,7 +87,11 @@ class Tensor:
             if cotangent is None:
                 continue
             ours.discard(id(node))
-            for parent, gradient in zip(parents, backward(cotangent), strict=True):
+            if node._adds:
+                gradients = backward(cotangent, cotangents.pop(id(parents[0]), None))
+            else:
+                gradients = backward(cotangent)
+            for parent, gradient in zip(parents, gradients, strict=True):
                 if gradient is None or not parent.requires_grad:
                     continue
                 assert gradient.shape == parent.shape, (gradient.shape, parent.shape, backward)
@@ -98,7 +103,7 @@ class Tensor:
                 else:
                     cotangents[key] = cotangents[key] + gradient
                     ours.add(key)
-            del backward, parents, cotangent  # the saved activations die here
+            del backward, parents, cotangent, gradients  # the saved activations die here
 
 
 def _reachable(root):
@@ -127,13 +132,17 @@ def _consumed(cotangent):
     raise AssertionError("never called: a marker for nodes whose closure backward() has dropped")
 
 
-def record(value, parents, backward):
-    """Put `value` on the tape.  `backward(cotangent)` returns one array (or None) per parent."""
+def record(value, parents, backward, adds=False):
+    """Put `value` on the tape.  `backward(cotangent)` returns one array (or None) per parent.
+
+    adds: an operation that can add while it writes anyway.  It is called as `backward(cotangent, pending)`, where
+    `pending` is what the first parent has received so far (or None), and returns the sum in a new array.
+    """
     out = Tensor(value)
     if _recording and any(parent.requires_grad for parent in parents):
         out.requires_grad = True
         out._parents = tuple(parents)
-        out._backward = backward
+        out._backward, out._adds = backward, adds
     return out
 
 

@@ -40,7 +40,7 @@ def tensors(*shapes):
 
 
 CASES = {
-    "attention": (lambda qkv, r: causal_attention(qkv, r, LENGTHS, HEADS), [(N, 3 * D), (WINDOW, D)]),
+    "attention": (lambda qkv, r: causal_attention(qkv, r, LENGTHS, HEADS), [(3 * D, N), (WINDOW, D)]),
     "depthwise convolution": (lambda x, k, b: depthwise_convolution(x, k, b, LENGTHS), [(N, D), (TAPS, D), (D,)]),
     "max pool": (lambda x: max_pool(x, LENGTHS), [(N, D)]),
     "layer norm": (ops.layer_norm, [(N, D), (D,), (D,)]),

@@ -127,15 +127,15 @@ def test_long_windows_over_many_blocks():
     for window in (70, 64, 1, 3):
         rows = reference.Rows(lengths, window, 5)
         qkv, positions, g = (rng.standard_normal(s) for s in ((sum(lengths), 3 * D), (window, D), (sum(lengths), D)))
-        tensors = [Tensor(qkv, requires_grad=True), Tensor(positions, requires_grad=True)]
-        out = causal_attention(*tensors, lengths, heads)
-        out.backward(g)
+        tensors = [Tensor(qkv.T.copy(), requires_grad=True), Tensor(positions, requires_grad=True)]
+        out = causal_attention(*tensors, lengths, heads)  # (D, N): rows of the batch lie along the last axis there
+        out.backward(g.T)
         inputs = [torch.from_numpy(x).requires_grad_() for x in (qkv, positions)]
         found = reference.BandedAttention.apply(*inputs, rows, heads)
         found.backward(torch.from_numpy(g))
-        np.testing.assert_allclose(found.detach().numpy(), out.data, atol=1e-12)
-        for tensor, theirs_ in zip(tensors, inputs, strict=True):
-            np.testing.assert_allclose(theirs_.grad.numpy(), tensor.grad, atol=1e-11)
+        np.testing.assert_allclose(found.detach().numpy(), out.data.T, atol=1e-12)
+        for theirs_, ours_ in zip(inputs, (tensors[0].grad.T, tensors[1].grad), strict=True):
+            np.testing.assert_allclose(theirs_.grad.numpy(), ours_, atol=1e-11)
 
 
 def test_forward_backward_against_the_readable_recursion():
