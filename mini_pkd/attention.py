@@ -24,7 +24,7 @@ are attended to but which get no output of their own.
 import numpy as np
 from numba import njit, prange
 
-from .simd import REORDER, exp
+from .simd import REORDER, exp, kernel
 from .tensor import record
 
 
@@ -116,13 +116,19 @@ def _scores(q, k, r, past, reach, lo, s):
         for c in range(0, q.shape[0], 4):
             qa, qb, qc, qd = q[c, at_q:], q[c + 1, at_q:], q[c + 2, at_q:], q[c + 3, at_q:]
             ka, kb, kc, kd = k[c, at_k:], k[c + 1, at_k:], k[c + 2, at_k:], k[c + 3, at_k:]
-            a0, b0, c0, d0, a1, b1, c1, d1 = r0[c], r0[c + 1], r0[c + 2], r0[c + 3], r1[c], r1[c + 1], r1[c + 2], r1[c + 3]
-            a2, b2, c2, d2, a3, b3, c3, d3 = r2[c], r2[c + 1], r2[c + 2], r2[c + 3], r3[c], r3[c + 1], r3[c + 2], r3[c + 3]
+            a0, b0, c0, d0 = r0[c], r0[c + 1], r0[c + 2], r0[c + 3]
+            a1, b1, c1, d1 = r1[c], r1[c + 1], r1[c + 2], r1[c + 3]
+            a2, b2, c2, d2 = r2[c], r2[c + 1], r2[c + 2], r2[c + 3]
+            a3, b3, c3, d3 = r3[c], r3[c + 1], r3[c + 2], r3[c + 3]
             for t in range(n):
-                s0[t] += qa[t] * (ka[t + 3] + a0) + qb[t] * (kb[t + 3] + b0) + qc[t] * (kc[t + 3] + c0) + qd[t] * (kd[t + 3] + d0)
-                s1[t] += qa[t] * (ka[t + 2] + a1) + qb[t] * (kb[t + 2] + b1) + qc[t] * (kc[t + 2] + c1) + qd[t] * (kd[t + 2] + d1)
-                s2[t] += qa[t] * (ka[t + 1] + a2) + qb[t] * (kb[t + 1] + b2) + qc[t] * (kc[t + 1] + c2) + qd[t] * (kd[t + 1] + d2)
-                s3[t] += qa[t] * (ka[t] + a3) + qb[t] * (kb[t] + b3) + qc[t] * (kc[t] + c3) + qd[t] * (kd[t] + d3)
+                s0[t] += qa[t] * (ka[t + 3] + a0) + qb[t] * (kb[t + 3] + b0)
+                s0[t] += qc[t] * (kc[t + 3] + c0) + qd[t] * (kd[t + 3] + d0)
+                s1[t] += qa[t] * (ka[t + 2] + a1) + qb[t] * (kb[t + 2] + b1)
+                s1[t] += qc[t] * (kc[t + 2] + c1) + qd[t] * (kd[t + 2] + d1)
+                s2[t] += qa[t] * (ka[t + 1] + a2) + qb[t] * (kb[t + 1] + b2)
+                s2[t] += qc[t] * (kc[t + 1] + c2) + qd[t] * (kd[t + 1] + d2)
+                s3[t] += qa[t] * (ka[t] + a3) + qb[t] * (kb[t] + b3)
+                s3[t] += qc[t] * (kc[t] + c3) + qd[t] * (kd[t] + d3)
 
 
 @njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
@@ -140,10 +146,10 @@ def _mix(p, x, r, C, past, reach, lo, out, first):
             r0, r1, r2, r3 = r[i, c], r[i + 1, c], r[i + 2, c], r[i + 3, c]
             r4, r5, r6, r7 = r[i + 4, c], r[i + 5, c], r[i + 6, c], r[i + 7, c]
             for t in range(n):
-                y[t] += (
-                    p0[t] * (v[t + 7] + r0) + p1[t] * (v[t + 6] + r1) + p2[t] * (v[t + 5] + r2) + p3[t] * (v[t + 4] + r3)
-                    + p4[t] * (v[t + 3] + r4) + p5[t] * (v[t + 2] + r5) + p6[t] * (v[t + 1] + r6) + p7[t] * (v[t] + r7)
-                )
+                near = p0[t] * (v[t + 7] + r0) + p1[t] * (v[t + 6] + r1) + p2[t] * (v[t + 5] + r2)
+                near += p3[t] * (v[t + 4] + r3)
+                far = p4[t] * (v[t + 3] + r4) + p5[t] * (v[t + 2] + r5) + p6[t] * (v[t + 1] + r6) + p7[t] * (v[t] + r7)
+                y[t] += near + far
 
 
 @njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
@@ -159,10 +165,9 @@ def _mix_back(p, x, C, past, reach, lo, out, first):
         for c in range(C):
             y, g = out[first[0] + c, first[1] + past + m0 :], x[c, at_x:]
             for t in range(n):
-                y[t] += (
-                    p0[t] * g[t] + p1[t + 1] * g[t + 1] + p2[t + 2] * g[t + 2] + p3[t + 3] * g[t + 3]
-                    + p4[t + 4] * g[t + 4] + p5[t + 5] * g[t + 5] + p6[t + 6] * g[t + 6] + p7[t + 7] * g[t + 7]
-                )
+                near = p0[t] * g[t] + p1[t + 1] * g[t + 1] + p2[t + 2] * g[t + 2] + p3[t + 3] * g[t + 3]
+                far = p4[t + 4] * g[t + 4] + p5[t + 5] * g[t + 5] + p6[t + 6] * g[t + 6] + p7[t + 7] * g[t + 7]
+                y[t] += near + far
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -176,7 +181,7 @@ def _position_vectors(positions, c0, C):
     return out
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel(weight=16)
 def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, out):
     W, D = positions.shape
     C = D // heads
@@ -222,7 +227,7 @@ def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, pro
             _mix(s, v, no_r, C, past, reach, lo, out, (c0, n0))
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel(weight=16)
 def _attend_backward(g, qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, dqkv):
     # dp_i = dout . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C), which replaces p_i in `probabilities`
     W, D = positions.shape

@@ -10,10 +10,10 @@ start of the utterance, the pools of a growing stream never change.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from .attention import starts
-from .simd import REORDER
+from .simd import kernel
 from .tensor import record
 
 
@@ -64,7 +64,7 @@ def depthwise_convolution_readable(x, kernel, bias, lengths):
     return y
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _convolve(x, kernel, bias, row_of, first_of, out):
     width, D = kernel.shape
     for n in prange(len(out)):
@@ -86,7 +86,7 @@ def _convolve(x, kernel, bias, row_of, first_of, out):
             i += 1
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _convolve_backward(g, kernel, last_of, dx):
     # Row n was read by outputs n, n+1, ... with taps width-1, width-2, ...
     width, D = kernel.shape
@@ -109,7 +109,7 @@ def _convolve_backward(g, kernel, last_of, dx):
             j += 1
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _kernel_gradient(g, x, first_of, partial):
     # Rows are cut into len(partial) blocks whatever the number of threads, so the sums never change.
     N, D = g.shape
@@ -151,7 +151,7 @@ def max_pool(x, lengths):
     return record(y, [x], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+@kernel(fastmath=False)
 def _max_pool(x, left, has_right, y):
     for n in prange(len(y)):
         a, out = x[left[n]], y[n]
@@ -160,7 +160,7 @@ def _max_pool(x, left, has_right, y):
             out[d] = np.maximum(a[d], b[d])  # a NaN comes through: training looks for it
 
 
-@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+@kernel(fastmath=False)
 def _max_pool_backward(g, x, left, has_right, dx):
     # The larger number of a pair takes the whole gradient; ties and lonely rows count as left.
     zero = g.dtype.type(0)

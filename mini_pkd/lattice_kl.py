@@ -35,7 +35,7 @@ from mini_pkd.rnnt_loss import (
     walk,
     wants_gradients,
 )
-from mini_pkd.simd import REORDER, exp, row_max
+from mini_pkd.simd import REORDER, exp, kernel, row_max
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
@@ -132,7 +132,7 @@ def scale_row(row, factor):
         row[k] *= factor
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=4)
 def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
     """Per node: ln P(blank), ln P(label) and the KL; in place, logits become the student's
     probabilities and teacher_logits the KL's gradient by the student's logits, (P_S - P_T) / tau.
@@ -208,7 +208,7 @@ def class_log_probs(row, label, scale):
     return blank - log_Z, said - log_Z, rest - log_Z
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=4)
 def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
     """As compare_full, with three classes.  Of the teacher only three numbers are needed, so its row then
     serves for the gradient: P_S(c) - P_T(c) for class c, shared among the rest's symbols as P_S does.
@@ -281,11 +281,11 @@ def distillation_loss(
     labels, lengths, label_lengths = check_lattice(
         [("student", arrays), ("teacher", teacher)], labels, lengths, label_lengths
     )
-    kernel = compare_full if kind == "full" else compare_collapsed
+    compare_rows = compare_full if kind == "full" else compare_collapsed
 
     def compare(logits, bias, teacher_logits, teacher_bias, node_labels, blank, label, kl):
         tau = float(temperature)
-        kernel(logits, bias, teacher_logits, teacher_bias, node_labels, tau, blank, label, kl)
+        compare_rows(logits, bias, teacher_logits, teacher_bias, node_labels, tau, blank, label, kl)
 
     B = len(lengths)
     rnnt_weight = 1.0 if mixing == "add" else 1.0 - alpha

@@ -9,10 +9,10 @@ running at step t are the first `active` of them, and h_{t-1} W_h is one product
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from .attention import starts
-from .simd import REORDER, exp, tanh
+from .simd import exp, kernel, tanh
 from .tensor import record
 
 
@@ -80,7 +80,7 @@ def lstm_readable(x, w_input, w_hidden, bias, lengths):
     return np.concatenate(rows) if rows else np.zeros((0, H), dtype=x.dtype)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _lstm_step(gates, recurrent, bias, first, t, c, h, packed):
     H = c.shape[1]
     one = c.dtype.type(1)
@@ -99,7 +99,7 @@ def _lstm_step(gates, recurrent, bias, first, t, c, h, packed):
             h[n, d] = packed[a, d] = o * tanh(new)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _lstm_step_backward(g, gates, c, first, t, dh, dc, active, dz_packed):
     # gates[n] holds i, f, u, o on entry and dz on return; dz_packed is the same side by side for the product.
     H = c.shape[1]

@@ -18,9 +18,9 @@ depend on how many threads share the work.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from .simd import REORDER, exp, random_bits, row_key
+from .simd import exp, kernel, random_bits, row_key
 from .tensor import record
 
 BLOCKS = 64  # partial sums in reductions over rows: more than any machine's useful threads at these sizes
@@ -85,7 +85,7 @@ def dropout(x, rate, key):
     return record(y, [x], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+@kernel(fastmath=False)
 def _dropout(x, rate, key, factor, out):
     threshold, grow, zero = np.uint32(rate * 4294967295.0), x.dtype.type(factor / (1.0 - rate)), x.dtype.type(0)
     for n in prange(x.shape[0]):
@@ -110,7 +110,7 @@ def linear(x, weight, bias=None):
     return record(y, [x, weight, bias], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+@kernel(fastmath=False)
 def _add_bias(y, bias):
     for n in prange(y.shape[0]):
         for d in range(y.shape[1]):
@@ -128,7 +128,7 @@ def linear_columns(x, weight, bias):
     return record(y, [x, weight, bias], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+@kernel(fastmath=False)
 def _add_bias_columns(y, bias):
     for d in prange(y.shape[0]):
         for n in range(y.shape[1]):
@@ -157,7 +157,7 @@ def linear_swish_dropout(x, weight, bias, rate, key):
     return record(y, [x, weight, bias], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _bias_swish_dropout(z, bias, rate, key, out):
     N, D = z.shape
     one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
@@ -166,11 +166,13 @@ def _bias_swish_dropout(z, bias, rate, key, out):
         start = row_key(key, n)
         for d in range(D):
             v = z[n, d] + bias[d]
-            y = grow * v / (one + exp(-v))
-            out[n, d] = y if random_bits(start, d) >= threshold else zero  # rate 0: threshold 0, all are kept
+            out[n, d] = grow * v / (one + exp(-v))
+        if threshold > 0:  # not so in teachers, and in decoding
+            for d in range(D):
+                out[n, d] = out[n, d] if random_bits(start, d) >= threshold else zero
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _bias_swish_dropout_backward(g, z, bias, rate, key):
     # d/dv [v s(v)] = s + v s (1 - s).  dz replaces z.
     N, D = z.shape
@@ -203,7 +205,7 @@ def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False
     return record(y, [x, h, weight, bias], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _bias_dropout_residual(x, y, bias, factor, rate, key):
     N, D = y.shape
     zero = y.dtype.type(0)
@@ -228,7 +230,7 @@ def linear_glu(x, weight, bias):
     return record(y, [x, weight, bias], backward)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _bias_glu(z, bias, out):
     N, D = out.shape
     one = z.dtype.type(1)
@@ -237,7 +239,7 @@ def _bias_glu(z, bias, out):
             out[n, d] = (z[n, d] + bias[d]) / (one + exp(-(z[n, D + d] + bias[D + d])))
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _bias_glu_backward(g, z, bias):
     N, D = g.shape
     one = z.dtype.type(1)
@@ -272,7 +274,7 @@ def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
     return record(y, [x, gain, bias], backward, adds=True)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _layer_norm(x, gain, bias, epsilon, swish, out, mean, inverse):
     N, D = x.shape
     one = x.dtype.type(1)
@@ -295,7 +297,7 @@ def _layer_norm(x, gain, bias, epsilon, swish, out, mean, inverse):
                 out[n, d] = gain[d] * ((x[n, d] - m) * r) + bias[d]
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, pending, dx, partial):
     # With h = (x - mean) r and a = dL/dh:  dx = r (a - mean(a) - h mean(a h)).
     N, D = x.shape

@@ -10,9 +10,9 @@ tensors, and averaging gradients between processes a single message.
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from .simd import REORDER
+from .simd import kernel
 
 BETA1, BETA2, EPSILON = 0.9, 0.98, 1e-8
 BLOCKS = 256  # a fixed cut of the buffer, so that the norm does not depend on the number of threads
@@ -82,7 +82,7 @@ class Adam:
         self.steps = steps
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(fastmath=False)
 def _squared_norms(gradients, partial):
     P = len(gradients)
     for block in prange(len(partial)):
@@ -92,7 +92,7 @@ def _squared_norms(gradients, partial):
         partial[block] = total
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=REORDER, nogil=True)
+@kernel()
 def _adam(w, g, m, v, shrink, rate, correct2):
     f = w.dtype.type
     b1, b2, c1, c2 = f(BETA1), f(BETA2), f(1 - BETA1), f(1 - BETA2)

@@ -34,7 +34,7 @@ import numpy as np
 from numba import njit, prange
 
 from mini_pkd import UserError
-from mini_pkd.simd import REORDER, exp, row_max, tanh
+from mini_pkd.simd import exp, kernel, row_max, tanh
 from mini_pkd.tensor import is_recording, record
 
 BLANK = 0
@@ -293,7 +293,7 @@ def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
 # "no infinities" and "no NaNs" are not promised.  Forward-backward is compiled without any of it.
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=2)
 def hidden_rows(enc, pred, enc_start, pred_start, node_start, hidden):
     """hidden[node] = tanh(enc[t] + pred[u]) for the nodes of a chunk; one iteration per enc row."""
     first = enc_start[0]
@@ -308,7 +308,7 @@ def hidden_rows(enc, pred, enc_start, pred_start, node_start, hidden):
                 h[j] = tanh(e[j] + p[j])
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=2)
 def hidden_rows_backward(d_hidden, hidden, enc_start, pred_start, node_start, d_enc, d_pred):
     """Through tanh (in place), then sum over columns into d_enc and over frames into d_pred.
 
@@ -337,7 +337,7 @@ def hidden_rows_backward(d_hidden, hidden, enc_start, pred_start, node_start, d_
                 out[j] += d[j]
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=2)
 def softmax_rows(logits, bias, node_labels, blank, label):
     """Logits (without bias) become probabilities, in place; ln P(blank) and ln P(label) are noted."""
     one = logits.dtype.type(1)
@@ -362,7 +362,7 @@ def softmax_rows(logits, bias, node_labels, blank, label):
             row[k] *= inverse
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath=REORDER)
+@kernel(weight=2)
 def logit_gradients(probs, kl_gradients, node_labels, d_blank, d_label, rnnt_weight, kl_weight):
     """Probabilities become the gradient of the loss with respect to the logits, in place.
 
@@ -424,7 +424,7 @@ def lattice_beta(blank, label, beta):
     return beta[0, 0]
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@kernel(weight=32, fastmath=False)
 def forward_backward(blank, label, node_start, columns, gradients, d_blank, d_label, totals):
     """Totals (B, 2) by alpha and by beta, and the gradients of each utterance's loss, if wanted.
 

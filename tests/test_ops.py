@@ -69,6 +69,7 @@ OPERATIONS = [
     ("tanh", ops.tanh_, np.tanh, lambda N: [(N, 5)]),
     ("linear", ops.linear, lambda x, W, b: x @ W + b, lambda N: [(N, 5), (5, 3), (3,)]),
     ("linear without bias", ops.linear, lambda x, W: x @ W, lambda N: [(N, 5), (5, 3)]),
+    ("linear_columns", ops.linear_columns, lambda x, W, b: (x @ W + b).T, lambda N: [(N, 5), (5, 3), (3,)]),
     ("embedding", lambda E: ops.embedding(E, IDS), lambda E: E[IDS], lambda N: [(5, 3)]),
     (
         "linear_swish",
@@ -81,6 +82,12 @@ OPERATIONS = [
         lambda x, h, W, b: ops.linear_dropout_residual(x, h, W, b, 0.5, 0.0, 0),
         lambda x, h, W, b: x + 0.5 * (h @ W + b),
         lambda N: [(N, 9), (N, 5), (5, 9), (9,)],
+    ),
+    (
+        "linear_residual of columns",
+        lambda x, h, W, b: ops.linear_dropout_residual(x, h, W, b, 0.5, 0.0, 0, columns=True),
+        lambda x, h, W, b: x + 0.5 * (h.T @ W + b),
+        lambda N: [(N, 9), (5, N), (5, 9), (9,)],
     ),
     (
         "linear_glu",
@@ -160,7 +167,10 @@ def test_inputs_are_never_written_to(operation):
         np.testing.assert_array_equal(tensor.data, x)
 
 
-BY_ROW = [o for o in OPERATIONS if o[0] not in ("total", "embedding") and "dropout" not in o[0]]  # masks know the row
+BY_ROW = [  # masks know the row
+    o for o in OPERATIONS
+    if o[0] not in ("total", "embedding") and "dropout" not in o[0] and "columns" not in o[0]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("operation", BY_ROW, ids=[o[0] for o in BY_ROW])
@@ -234,6 +244,19 @@ def test_an_operation_used_twice_on_the_same_tensor():
         return ops.linear_dropout_residual(x, x, Tensor(W), Tensor(b), 0.5, 0.3, 8)
 
     assert gradcheck(both, [normal(0, 6, 5)]) < EXACT
+
+
+def test_layer_norm_adds_what_others_have_sent():
+    """x goes into two layer norms and a residual: whoever comes last in the walk adds all that is pending."""
+    W, b = normal(1, 5, 5), normal(2, 5)
+    gains, biases = [normal(i, 5) for i in (3, 4)], [normal(i, 5) for i in (5, 6)]
+
+    def several(x):
+        h = ops.layer_norm(x, Tensor(gains[0]), Tensor(biases[0]))
+        other = ops.layer_norm(x, Tensor(gains[1]), Tensor(biases[1]), swish=True)
+        return ops.multiply(ops.linear_dropout_residual(x, h, Tensor(W), Tensor(b), 0.5, 0.3, 8), other)
+
+    assert gradcheck(several, [normal(0, 6, 5)]) < EXACT
 
 
 def test_strided_and_read_only_cotangents():

@@ -5,7 +5,7 @@ numba does not notice an edit of simd.py in kernels of other files, so these wra
 
 import numpy as np
 import pytest
-from numba import njit
+from numba import get_num_threads, njit, prange
 
 from mini_pkd import simd
 
@@ -30,6 +30,13 @@ def bits_of(key, rows, columns):
         for d in range(columns):
             out[n, d] = simd.random_bits(start, d)
     return out
+
+
+@simd.kernel()
+def doubled(x, out):
+    for n in prange(x.shape[0]):
+        for d in range(x.shape[1]):
+            out[n, d] = x[n, d] + x[n, d]
 
 
 def apply(kernel, x):
@@ -227,3 +234,17 @@ def test_bits_are_a_pure_function_of_key_row_and_column():
 def test_a_row_does_not_repeat_itself():
     """65,536 columns: the hash is a bijection of the column's counter, so all numbers differ."""
     assert len(np.unique(bits(3, 1, 65536))) == 65536
+
+
+# --- threads ---------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_takes_as_many_threads_as_its_largest_array_is_worth():
+    from numba import config
+
+    for rows in (1, 1000, 3000, 100_000):
+        x = np.ones((rows, 100), np.float32)
+        out = np.empty_like(x)
+        doubled(x, out)
+        assert (out == 2).all()
+        assert get_num_threads() == max(1, min(rows * 100 // simd.GRAIN, config.NUMBA_NUM_THREADS))

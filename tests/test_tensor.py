@@ -36,6 +36,27 @@ def test_one_tensor_used_twice_by_one_operation():
     np.testing.assert_array_equal(x.grad, [6.0, -40.0])
 
 
+def test_an_operation_that_adds_for_itself():
+    """It is given what its first parent has received so far, and what it returns stands for all of it."""
+    seen = []
+
+    def backward(g, pending):
+        seen.append(None if pending is None else pending.copy())
+        return (3 * g if pending is None else 3 * g + pending,)
+
+    def triple(x):
+        return record(3 * x.data, [x], backward, adds=True)
+
+    x = leaf(2.0, 5.0)
+    first, second = triple(x), triple(x)  # walked from the newest: double, second, first
+    add(add(first, second), double(x)).backward(np.array([1.0, 10.0]))
+    np.testing.assert_array_equal(x.grad, [8.0, 80.0])
+    assert [s.tolist() for s in seen] == [[2.0, 20.0], [5.0, 50.0]]
+    seen.clear()
+    triple(x).backward(np.array([1.0, 1.0]))
+    assert seen == [None] and x.grad.tolist() == [11.0, 83.0]
+
+
 def test_diamond():
     """y = (2x)(x + x) = 4 x^2, so dy/dx = 8x: both arms must be in before the node at the fork is visited."""
     x = leaf(3.0)

@@ -360,9 +360,10 @@ class Profile:
         for name, module in list(sys.modules.items()):
             if name.startswith("mini_pkd."):
                 for key, value in list(vars(module).items()):
-                    if isinstance(value, Dispatcher):
-                        file = Path(value.py_func.__code__.co_filename).name
-                        setattr(module, key, _Clocked(value, f"{file}:{value.py_func.__name__}"))
+                    compiled = getattr(value, "compiled", value)  # what simd.kernel has wrapped
+                    if isinstance(compiled, Dispatcher):
+                        file = Path(compiled.py_func.__code__.co_filename).name
+                        setattr(module, key, _Clocked(value, f"{file}:{compiled.py_func.__name__}"))
         step()
         cls.seconds.clear()
         cls.calls.clear()
