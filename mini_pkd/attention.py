@@ -78,7 +78,7 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     return out
 
 
-# One task per (utterance, head).  All of it is two operations, each on a few distances at a time so that what
+# One task per (utterance, head).  All of it is three operations, each on a few distances at a time so that what
 # is loaded is used several times:
 #
 #     scores      s_i[t] = sum_c q_c[t] (k_c[t-i] + r_ic)                  and dp_i = scores of dout and v

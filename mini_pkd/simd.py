@@ -39,7 +39,7 @@ def kernel(weight=1, fastmath=REORDER):
 
         @functools.wraps(function)
         def run(*arguments):
-            size = weight * max(a.size for a in arguments if isinstance(a, np.ndarray))
+            size = weight * max([a.size for a in arguments if isinstance(a, np.ndarray)])
             numba.set_num_threads(max(1, min(size // GRAIN, numba.config.NUMBA_NUM_THREADS)))
             return compiled(*arguments)
 

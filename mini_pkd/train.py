@@ -195,7 +195,6 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     stop      a StopSignal; when its flag is up, the state is saved and Interrupted is raised
     Raises UserError when MAX_BAD_STEPS losses or gradients in a row were not finite.
     """
-    keep_freed_memory()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if teacher is not None and teacher.config.symbols != model.config.symbols:
@@ -213,6 +212,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     ]  # fmt: skip
     total = sum(map(len, plans))
     run.restore()
+    keep_freed_memory()  # from here on: what Adam has copied into its own buffers should go back to the system
     bar = tqdm(
         total=total, initial=run.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
