@@ -194,6 +194,7 @@ def evil_members():
     yield member("LibriSpeech/pipe", type=tarfile.FIFOTYPE)
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
 @pytest.mark.parametrize("with_filter", [True, False])
 @pytest.mark.parametrize("member", list(evil_members()), ids=lambda m: m.name)
 def test_malicious_archives_put_nothing_in_place(tmp_path, server, monkeypatch, member, with_filter):
