@@ -594,7 +594,8 @@ def report_text(runs, pictures=(), remark=None):
             facts.append(text.format(first[key]))
     times = [r["seconds"] for r in runs.results if _number(r.get("seconds"))]
     if times:
-        facts.append(_duration(sum(times)) + (" for all seeds" if runs.several else ""))
+        whose = "all models of all seeds" if runs.several else "all models"
+        facts.append(f"{_duration(sum(times))} of training and decoding, added up over {whose}")
     parts.append("; ".join(facts) + ".")
     missing = [name for name in runs.names() if not runs.finished(name)]
     if missing:
