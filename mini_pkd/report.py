@@ -160,9 +160,15 @@ class Runs:
         return sum(values) / len(values) if values else None
 
     def relative(self, name, reference, test_set):
-        """Relative change of the WER, or None: a missing model or a faultless reference."""
-        wer, base = self.mean(name, "wer", test_set), self.mean(reference, "wer", test_set)
-        return None if wer is None or not base else wer / base - 1
+        """Relative change of the mean WER over the runs that have both, or None: no such run, no errors to divide by."""
+
+        def rate(models, model):
+            return (models.get(model, {}).get("wer") or {}).get(test_set)
+
+        rates = [(rate(models, name), rate(models, reference)) for models in self.models]
+        both = [pair for pair in rates if None not in pair]
+        wer, base = (sum(column) for column in zip(*both, strict=True)) if both else (0, 0)
+        return wer / base - 1 if base else None
 
     def finished(self, name):
         return any(self.get(name, "wer"))

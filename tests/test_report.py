@@ -355,6 +355,14 @@ def test_rendering():
     assert as_markdown(header, rows).splitlines()[1] == "| --- | --- |"
 
 
+def test_relative_changes_compare_runs_that_have_both():
+    """S5 is missing in seed 4: its change against T1 is that of seed 0, not seed 0's S5 against both seeds' T1."""
+    runs = Runs([make_results(seed=0), make_results(seed=4, drop=("S5",))])
+    one = Runs([make_results(seed=0)])
+    assert runs.relative("S5", "T1", "test-clean") == one.relative("S5", "T1", "test-clean")
+    assert Runs([make_results(drop=("S5",))]).relative("S5", "T1", "test-clean") is None
+
+
 def test_a_faultless_reference_gives_no_relative_change():
     results = make_results(TINY)
     for model in results["models"]:
