@@ -160,7 +160,7 @@ class Runs:
         return sum(values) / len(values) if values else None
 
     def relative(self, name, reference, test_set):
-        """Relative change of the mean WER over the runs that have both, or None: no such run, no errors to divide by."""
+        """Relative change of the mean WER over the runs that have both, or None: no such run, no errors to divide."""
 
         def rate(models, model):
             return (models.get(model, {}).get("wer") or {}).get(test_set)
