@@ -64,9 +64,8 @@ class FeedForward(Module):
         self.narrow = Linear(hidden, config.width, rng, dtype)
 
     def __call__(self, x, dropout):
-        h = ops.linear_swish_dropout(self.norm(x), self.wide.weight, self.wide.bias, *dropout.next())
-        narrow = self.narrow
-        return ops.linear_dropout_residual(x, h, narrow.weight, narrow.bias, 0.5, *dropout.next())
+        weights = self.wide.weight, self.wide.bias, self.narrow.weight, self.narrow.bias
+        return ops.feed_forward(x, self.norm(x), *weights, 0.5, dropout.next(), dropout.next())
 
 
 class Attention(Module):

@@ -14,7 +14,6 @@ import soundfile
 from . import UserError
 from .corpus import find_parts, read_part
 from .feature_store import FeatureStore
-from .rnnt_loss import KEEP_BYTES
 from .scales import count_parameters, training_flop
 
 UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
@@ -24,13 +23,14 @@ def describe(cascade, jobs):
     """What a run would train, and estimates of its memory and time.  Nothing is written."""
     scale, s = cascade.scale, cascade.settings
     frames, words, source = _training_set(cascade)
-    kept = frames <= s.max_frames
-    frames, words = frames[kept], words[kept]
+    fit = frames <= s.max_frames
+    frames, words = frames[fit], words[fit]
     if not len(frames):
         raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
     labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
     nodes = np.ceil(frames / 8) * (labels + 1)
-    again = nodes.mean() * s.vocab_size * 4 > KEEP_BYTES
+    kept = s.keep_mb * 2**20 / (8 * s.vocab_size)  # nodes of an utterance, student's and teacher's logits
+    again = max(0.0, 1 - kept / nodes.mean())
     speed = UTILISATION * _matrix_speed()
     lines = [
         f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
@@ -96,7 +96,8 @@ def _memory(config, settings, teacher):
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
     taught = 4 * count_parameters(teacher) if teacher else 0
-    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + taught + 300e6
+    lattice = settings.keep_mb * 2**20
+    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + taught + lattice + 200e6
 
 
 def _duration(seconds):

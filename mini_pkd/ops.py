@@ -7,8 +7,8 @@ Most of a small conformer's time is not matrix products but the passes over memo
 each chain of elementwise steps is one numba kernel, forward and backward:
 
     linear, linear_columns     x W + b, and its transpose, which attention.py wants
-    linear_swish_dropout       dropout(swish(x W + b))                the wide half of a feed-forward module
-    linear_dropout_residual    x + scale dropout(h W + b)             the end of every module
+    feed_forward               x + factor dropout(dropout(swish(h W + b)) V + c)
+    linear_dropout_residual    x + factor dropout(h W + b)            the end of every other module
     linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
     layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
 
@@ -144,49 +144,6 @@ def column_sum(g):
     return np.ones(len(g), dtype=g.dtype) @ g
 
 
-def linear_swish_dropout(x, weight, bias, rate, key):
-    """dropout(swish(x W + b)): (N, I) -> (N, O), with swish(z) = z sigmoid(z) (Ramachandran et al. 2017)."""
-    z = x.data @ weight.data  # (N, O); kept for backward, where it is overwritten by its own gradient
-    y = np.empty_like(z)
-    _bias_swish_dropout(z, bias.data, rate, key, y)
-
-    def backward(g):
-        _bias_swish_dropout_backward(g, z, bias.data, rate, key)
-        return _input_gradient(x, z, weight), x.data.T @ z, column_sum(z)
-
-    return record(y, [x, weight, bias], backward)
-
-
-@kernel()
-def _bias_swish_dropout(z, bias, rate, key, out):
-    N, D = z.shape
-    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
-    threshold = np.uint32(rate * 4294967295.0)
-    for n in prange(N):
-        start = row_key(key, n)
-        for d in range(D):
-            v = z[n, d] + bias[d]
-            out[n, d] = grow * v / (one + exp(-v))
-        if threshold > 0:  # not so in teachers, and in decoding
-            for d in range(D):
-                out[n, d] = out[n, d] if random_bits(start, d) >= threshold else zero
-
-
-@kernel()
-def _bias_swish_dropout_backward(g, z, bias, rate, key):
-    # d/dv [v s(v)] = s + v s (1 - s).  dz replaces z.
-    N, D = z.shape
-    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
-    threshold = np.uint32(rate * 4294967295.0)
-    for n in prange(N):
-        start = row_key(key, n)
-        for d in range(D):
-            v = z[n, d] + bias[d]
-            s = one / (one + exp(-v))
-            dv = g[n, d] * grow * s * (one + v * (one - s))
-            z[n, d] = dv if random_bits(start, d) >= threshold else zero
-
-
 def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False):
     """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D).  Saves nothing but its inputs.
 
@@ -215,6 +172,62 @@ def _bias_dropout_residual(x, y, bias, factor, rate, key):
         for d in range(D):
             v = grow * (y[n, d] + bias[d])
             y[n, d] = x[n, d] + (v if random_bits(start, d) >= threshold else zero)
+
+
+def feed_forward(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
+    """x + factor dropout(dropout(swish(h W + b)) V + c): x, h (N, D) -> (N, D), with W (D, I) and V (I, D).
+
+    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Of the I
+    columns, several times as wide as all the rest, only h W is kept: backward makes the activations again,
+    in the pass that needs the same exponentials anyway.
+    """
+    z = h.data @ wide.data  # (N, I); overwritten by its gradient in backward
+    activations = np.empty_like(z)
+    _bias_swish_dropout(z, wide_bias.data, *inner, activations)
+    y = activations @ narrow.data
+    _bias_dropout_residual(x.data, y, narrow_bias.data, factor, *outer)
+
+    def backward(g):
+        dy = np.empty_like(g)
+        _dropout(g, *outer, factor, dy)
+        activations = dy @ narrow.data.T  # their gradient, until the kernel has used it
+        _bias_swish_dropout_backward(activations, z, wide_bias.data, *inner)
+        return (
+            g, _input_gradient(h, z, wide), h.data.T @ z, column_sum(z), activations.T @ dy, column_sum(dy),
+        )  # fmt: skip
+
+    return record(y, [x, h, wide, wide_bias, narrow, narrow_bias], backward)
+
+
+@kernel()
+def _bias_swish_dropout(z, bias, rate, key, out):
+    N, D = z.shape
+    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
+    threshold = np.uint32(rate * 4294967295.0)
+    for n in prange(N):
+        start = row_key(key, n)
+        for d in range(D):
+            v = z[n, d] + bias[d]
+            out[n, d] = grow * v / (one + exp(-v))
+        if threshold > 0:  # not so in teachers, and in decoding
+            for d in range(D):
+                out[n, d] = out[n, d] if random_bits(start, d) >= threshold else zero
+
+
+@kernel()
+def _bias_swish_dropout_backward(g, z, bias, rate, key):
+    # d/dv [v s(v)] = s + v s (1 - s).  dz replaces z, and the activations replace their gradient.
+    N, D = z.shape
+    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
+    threshold = np.uint32(rate * 4294967295.0)
+    for n in prange(N):
+        start = row_key(key, n)
+        for d in range(D):
+            v = z[n, d] + bias[d]
+            s = one / (one + exp(-v))
+            kept = grow if random_bits(start, d) >= threshold else zero
+            z[n, d] = g[n, d] * kept * s * (one + v * (one - s))
+            g[n, d] = kept * v * s
 
 
 def linear_glu(x, weight, bias):
@@ -338,7 +351,8 @@ if __name__ == "__main__":
     one, zero = np.ones((3,)), np.zeros((3,))
     x = np.array([[1.0, 2.0, 3.0]])
     print("layer norm of 1 2 3:", np.round(layer_norm(Tensor(x), Tensor(one), Tensor(zero)).data[0], 3))
-    swish = linear_swish_dropout(Tensor(x), Tensor(np.eye(3)), Tensor(zero), 0.0, 0)
+    eye, off = Tensor(np.eye(3)), (0.0, 0)
+    swish = feed_forward(Tensor(0 * x), Tensor(x), eye, Tensor(zero), eye, Tensor(zero), 1.0, off, off)
     print("swish of 1 2 3:     ", np.round(swish.data[0], 3), " (1 / (1 + e^-1) = 0.731)")
     dropped = dropout(Tensor(np.ones((1, 12))), 0.25, key=1).data[0]
     print("dropout 0.25 of ones:", np.round(dropped, 2), " (survivors are 1 / 0.75)")

@@ -39,7 +39,7 @@ from mini_pkd.tensor import is_recording, record
 
 BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
-KEEP_BYTES = 64 * 2**20  # an utterance bigger than this computes its logits twice instead of keeping them
+KEEP_BYTES = 128 * 2**20  # of a longer utterance this much is kept for the gradients, the rest is computed twice
 
 
 class LatticeError(UserError, ValueError):
@@ -255,8 +255,8 @@ class Chunk:
 def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
     """Cut the batch into groups that share one forward-backward: yields (first, last + 1, chunks).
 
-    A group is some consecutive utterances of at most `rows` nodes together, in one chunk; or a single
-    utterance of at most `keep_rows` nodes, in one chunk; or a longer one in several chunks of whole frames.
+    A group is some consecutive utterances of at most `rows` nodes together, in one chunk; or a longer utterance:
+    its last frames, of about `keep_rows` nodes, in one chunk that is kept, those before in chunks of `rows`.
     """
     next_label = np.full(pred_start[-1], -1, dtype=np.int64)
     has_next = np.ones(len(next_label), dtype=bool)
@@ -270,17 +270,18 @@ def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
         while last < len(nodes) and total + nodes[last] <= rows:
             total += nodes[last]
             last += 1
-        if total <= max(rows, keep_rows):
+        if total <= rows:
             chunks = [Chunk(enc_start[first : last + 1], pred_start[first : last + 1], 0, next_label)]
         else:
             columns = label_lengths[first] + 1
+            start, end = enc_start[first : last + 1]
             frames = max(1, rows // columns)
-            start, end = enc_start[first:last + 1]
-            chunks = []
-            for cut in range(start, end, frames):
-                enc_rows = np.array([cut, min(cut + frames, end)])
-                first_node = (cut - start) * columns
-                chunks.append(Chunk(enc_rows, pred_start[first : last + 1], first_node, next_label))
+            kept = max(start, end - max(frames, keep_rows // columns))
+            cuts = np.array([*range(start, kept, frames), kept, end])
+            chunks = [
+                Chunk(cuts[i : i + 2], pred_start[first : last + 1], (cuts[i] - start) * columns, next_label)
+                for i in range(len(cuts) - 1)
+            ]
         yield first, last, chunks
         first = last
 
@@ -461,7 +462,7 @@ def scratch(name, rows, columns, dtype):
     key, size = (name, np.dtype(dtype)), rows * columns
     if key not in _scratch or _scratch[key].size < size:
         _scratch[key] = None  # let the old one go before the new one comes
-        _scratch[key] = np.empty(size, dtype)
+        _scratch[key] = np.empty(-(-size // 2**20) * 2**20, dtype)  # a little more is asked for next time
     return _scratch[key][:size].reshape(rows, columns)
 
 
@@ -486,8 +487,9 @@ def walk(
                       lattice_kl.py makes it: does what softmax_rows does, fills kl (one number per node) and
                       leaves d kl / d logits in teacher_logits
     chunk_bytes       logits (both networks') that are alive together
-    keep_bytes        an utterance with more than that computes its logits a second time for the gradients:
-                      4/3 of the arithmetic (with a teacher 3/2), for memory that does not grow with it
+    keep_bytes        of an utterance with more logits, about this much is kept for the gradients and the rest is
+                      computed a second time: up to 4/3 of the arithmetic (with a teacher 3/2), for memory that
+                      does not grow with the utterance
 
     Returns RNN-T losses (B,), KL (B,), and the gradients of
     rnnt_weight * sum of losses + kl_weight * sum of KL by enc, pred, table and bias, or None.
@@ -525,6 +527,7 @@ def walk(
         nodes = chunks[-1].nodes.stop
         blank, label, d_blank, d_label, kl = scratch("nodes", 5, nodes, np.float64)
         for chunk in chunks:
+            kept = None  # a larger buffer may replace the one it looks at
             kept = forward(chunk, blank, label, kl)
 
         columns = label_lengths[first:last] + 1
@@ -537,15 +540,14 @@ def walk(
         if not gradients:
             continue
 
-        for chunk in chunks:
-            if len(chunks) > 1:
-                kept = forward(chunk, blank, label, kl)
-            hidden, probs, kl_gradients = kept
+        for chunk in reversed(chunks):
+            hidden, probs, kl_gradients = kept or forward(chunk, blank, label, kl)
             logit_gradients(
                 probs, kl_gradients, chunk.labels, d_blank[chunk.nodes], d_label[chunk.nodes],
                 float(rnnt_weight), float(kl_weight),
             )  # fmt: skip
             joint_backward(probs, hidden, table, chunk, grads)
+            kept = hidden = probs = kl_gradients = None
     return losses, kl_sums, grads
 
 

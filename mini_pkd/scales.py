@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from . import UserError
 from .conformer import ConformerConfig
 from .decode import MAX_SYMBOLS
+from .rnnt_loss import KEEP_BYTES
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig
 
@@ -101,6 +102,7 @@ class Settings:
     temperature: float = 1.0
     kl: str = "full"  # full | collapsed
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
+    keep_mb: int = KEEP_BYTES // 2**20  # MiB of an utterance's logits that are kept; the rest is computed twice
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
     max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time
     time_masks: int = 2  # and which rows and cepstra are hidden from the encoder
@@ -195,7 +197,7 @@ def _parse(owner, key, text, name):
         raise UserError(f"{name} wants {wanted}, and {text!r} is none.") from None
 
 
-MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 AT_MOST_ONE = ("floor_rate", "max_time_fraction", "max_warp_fraction")
 CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
@@ -368,13 +370,13 @@ def forward_flop(config, frames, labels, nodes):
     return 2 * (encoder + lstm + nodes * V * J)
 
 
-def training_flop(config, frames, labels, nodes, teacher=None, logits_again=False):
+def training_flop(config, frames, labels, nodes, teacher=None, logits_again=0.0):
     """... of training: forward, twice that backward (by the inputs and by the weights), the teacher forward.
 
-    logits_again: rnnt_loss.py computes them a second time, teacher's included, rather than keep many.
+    logits_again: of this share of the nodes rnnt_loss.py computes the logits twice rather than keep them.
     """
     networks = [config] if teacher is None else [config, teacher]
-    again = sum(2 * nodes * c.symbols * c.joint_width for c in networks) if logits_again else 0
+    again = sum(2 * logits_again * nodes * c.symbols * c.joint_width for c in networks)
     return 2 * forward_flop(config, frames, labels, nodes) + again + sum(
         forward_flop(c, frames, labels, nodes) for c in networks
     )

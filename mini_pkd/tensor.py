@@ -69,17 +69,17 @@ class Tensor:
         if cotangent.shape != self.shape:
             raise ValueError(f"cotangent of shape {cotangent.shape} for a tensor of shape {self.shape}")
 
-        nodes = _reachable(self)
+        if self._backward is None:
+            if self.requires_grad:
+                _add_to_leaf(self, cotangent)
+            return
+        nodes = _recorded(self)
         nodes.sort(key=lambda node: node._serial)
         cotangents = {id(self): cotangent}
         ours = set()  # cotangents that we summed ourselves, so may add to in place
         while nodes:
             node = nodes.pop()
             cotangent = cotangents.pop(id(node), None)
-            if node._backward is None:
-                if cotangent is not None:
-                    _add_to_leaf(node, cotangent)
-                continue
             backward, parents = node._backward, node._parents
             if backward is _consumed:
                 raise RuntimeError("backward() a second time through the same tape: run the forward pass again")
@@ -96,7 +96,9 @@ class Tensor:
                     continue
                 assert gradient.shape == parent.shape, (gradient.shape, parent.shape, backward)
                 key = id(parent)
-                if key not in cotangents:
+                if parent._backward is None:  # a leaf takes it at once: no second set of gradients in memory
+                    _add_to_leaf(parent, gradient)
+                elif key not in cotangents:
                     cotangents[key] = gradient
                 elif key in ours:
                     cotangents[key] += gradient
@@ -106,12 +108,12 @@ class Tensor:
             del backward, parents, cotangent, gradients  # the saved activations die here
 
 
-def _reachable(root):
-    """Every tensor that requires a gradient from which `root` was computed, `root` included."""
+def _recorded(root):
+    """Every operation's result that backward() has to pass through, `root` included, leaves not."""
     seen, found, stack = {id(root)}, [], [root]
     while stack:
         node = stack.pop()
-        if not node.requires_grad:
+        if node._backward is None:
             continue
         found.append(node)
         for parent in node._parents:

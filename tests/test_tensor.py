@@ -48,13 +48,14 @@ def test_an_operation_that_adds_for_itself():
         return record(3 * x.data, [x], backward, adds=True)
 
     x = leaf(2.0, 5.0)
-    first, second = triple(x), triple(x)  # walked from the newest: double, second, first
-    add(add(first, second), double(x)).backward(np.array([1.0, 10.0]))
-    np.testing.assert_array_equal(x.grad, [8.0, 80.0])
+    fork = double(x)
+    first, second = triple(fork), triple(fork)  # walked from the newest: double, second, first
+    add(add(first, second), double(fork)).backward(np.array([1.0, 10.0]))
+    np.testing.assert_array_equal(x.grad, [16.0, 160.0])
     assert [s.tolist() for s in seen] == [[2.0, 20.0], [5.0, 50.0]]
     seen.clear()
-    triple(x).backward(np.array([1.0, 1.0]))
-    assert seen == [None] and x.grad.tolist() == [11.0, 83.0]
+    triple(x).backward(np.array([1.0, 1.0]))  # nothing is pending for a leaf: it has added what it received
+    assert seen == [None] and x.grad.tolist() == [19.0, 163.0]
 
 
 def test_diamond():

@@ -47,13 +47,13 @@ CASES = {
     "layer norm, swish": (lambda *t: ops.layer_norm(*t, swish=True), [(N, D), (D,), (D,)]),
     "linear": (ops.linear, [(N, D), (D, 3 * D), (3 * D,)]),
     "linear, glu": (ops.linear_glu, [(N, D), (D, 2 * D), (2 * D,)]),
-    "linear, swish, dropout": (
-        lambda x, w, b: ops.linear_swish_dropout(x, w, b, 0.1, 7),
-        [(N, D), (D, HIDDEN), (HIDDEN,)],
+    "feed forward": (
+        lambda x, h, *weights: ops.feed_forward(x, h, *weights, 0.5, (0.1, 7), (0.1, 8)),
+        [(N, D), (N, D), (D, HIDDEN), (HIDDEN,), (HIDDEN, D), (D,)],
     ),
     "linear, dropout, residual": (
         lambda x, h, w, b: ops.linear_dropout_residual(x, h, w, b, 0.5, 0.1, 7),
-        [(N, D), (N, HIDDEN), (HIDDEN, D), (D,)],
+        [(N, D), (N, D), (D, D), (D,)],
     ),
     "lstm": (
         lambda *t: lstm(*t, U + 1),
