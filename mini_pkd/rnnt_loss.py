@@ -39,7 +39,8 @@ from mini_pkd.tensor import is_recording, record
 
 BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
-KEEP_BYTES = 128 * 2**20  # of a longer utterance this much is kept for the gradients, the rest is computed twice
+SYMBOLS = 1024  # rows of the table whose gradient is computed at one time
+KEEP_BYTES = 192 * 2**20  # of a longer utterance this much is kept for the gradients, the rest is computed twice
 
 
 class LatticeError(UserError, ValueError):
@@ -555,7 +556,10 @@ def joint_backward(d_logits, hidden, table, chunk, grads):
     """From a chunk's d_logits (nodes, V) into the gradients of the joint's inputs."""
     d_enc, d_pred, d_table, d_bias = grads
     d_bias += np.ones(chunk.size, hidden.dtype) @ d_logits  # .sum(0) would use one thread
-    d_table += np.matmul(d_logits.T, hidden, out=scratch("d_table", *table.shape, table.dtype))
+    for start in range(0, len(table), SYMBOLS):  # a block's product is still in the cache when it is added
+        block = slice(start, min(start + SYMBOLS, len(table)))
+        product = scratch("d_table", block.stop - start, table.shape[1], table.dtype)
+        d_table[block] += np.matmul(d_logits[:, block].T, hidden, out=product)
     # the teacher's hidden rows are not needed any more: their buffer serves again
     d_hidden = np.matmul(d_logits, table, out=scratch("teacher hidden", *hidden.shape, hidden.dtype))
     hidden_rows_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, d_enc, d_pred)

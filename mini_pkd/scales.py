@@ -303,6 +303,7 @@ FULL = Scale(
         max_time_fraction=0.05,
         freq_masks=2,
         max_freq=8,
+        keep_mb=256,
         checkpoint_minutes=20.0,
     ),
     {
