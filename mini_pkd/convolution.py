@@ -162,18 +162,21 @@ def _max_pool(x, left, has_right, y):
 
 @kernel(fastmath=False)
 def _max_pool_backward(g, x, left, has_right, dx):
-    # The larger number of a pair takes the whole gradient; ties and lonely rows count as left.
+    # The larger number of a pair takes the whole gradient; ties and lonely rows count as left.  Rows by name and
+    # one loop for each output: with dx[i, d] and dx[i + 1, d] in one loop LLVM gives up, at 16 times the price.
     zero = g.dtype.type(0)
     for n in prange(len(g)):
         i = left[n]
+        whole, to_left = g[n], dx[i]
         if has_right[n]:
-            for d in range(g.shape[1]):
-                took_right = x[i + 1, d] > x[i, d]
-                dx[i, d] = zero if took_right else g[n, d]
-                dx[i + 1, d] = g[n, d] if took_right else zero
+            a, b, to_right = x[i], x[i + 1], dx[i + 1]
+            for d in range(len(whole)):
+                to_left[d] = zero if b[d] > a[d] else whole[d]
+            for d in range(len(whole)):
+                to_right[d] = whole[d] if b[d] > a[d] else zero
         else:
-            for d in range(g.shape[1]):
-                dx[i, d] = g[n, d]
+            for d in range(len(whole)):
+                to_left[d] = whole[d]
 
 
 if __name__ == "__main__":
