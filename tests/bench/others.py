@@ -40,8 +40,8 @@ def build(package, folder=FOLDER):
 
     version, sources = PACKAGES[package]
     folder.mkdir(parents=True, exist_ok=True)
-    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
-    subprocess.run([*fetch, f"{package}=={version}"], check=True)
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", package]
+    subprocess.run([*fetch, "-d", str(folder), f"{package}=={version}"], check=True)
     with tarfile.open(folder / f"{package}-{version}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     root = folder / f"{package}-{version}"
