@@ -458,11 +458,11 @@ def scratch(name, rows, columns, dtype):
     return _scratch[key][:size].reshape(rows, columns)
 
 
-def joint_logits(network, chunk, name):
-    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers."""
+def joint_logits(network, chunk, name, largest):
+    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers for the largest chunk."""
     enc, pred, table, _ = network
-    hidden = scratch(name + " hidden", chunk.size, table.shape[1], enc.dtype)
-    logits = scratch(name + " logits", chunk.size, table.shape[0], enc.dtype)
+    hidden = scratch(name + " hidden", largest, table.shape[1], enc.dtype)[: chunk.size]
+    logits = scratch(name + " logits", largest, table.shape[0], enc.dtype)[: chunk.size]
     hidden_rows(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, hidden)
     np.matmul(hidden, table.T, out=logits)
     return hidden, logits
@@ -497,6 +497,9 @@ def walk(
     rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // node_bytes, J)
     keep_rows = (KEEP_BYTES if keep_bytes is None else keep_bytes) // node_bytes
 
+    groups = list(plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows))
+    largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
+
     losses, kl_sums = np.empty(B), np.zeros(B)
     grads = tuple(np.zeros_like(array) for array in student) if gradients else None
 
@@ -504,8 +507,8 @@ def walk(
         """Probabilities (and in the second array the KL's gradient) of a chunk."""
         kl_gradients = None
         if teacher is not None:
-            _, kl_gradients = joint_logits(teacher, chunk, "teacher")
-        hidden, logits = joint_logits(student, chunk, "student")
+            _, kl_gradients = joint_logits(teacher, chunk, "teacher", largest)
+        hidden, logits = joint_logits(student, chunk, "student", largest)
         if teacher is None:
             softmax_rows(logits, bias, chunk.labels, blank[chunk.nodes], label[chunk.nodes])
         else:
@@ -515,11 +518,10 @@ def walk(
             )  # fmt: skip
         return hidden, logits, kl_gradients
 
-    for first, last, chunks in plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
+    for first, last, chunks in groups:
         nodes = chunks[-1].nodes.stop
         blank, label, d_blank, d_label, kl = scratch("nodes", 5, nodes, np.float64)
         for chunk in chunks:
-            kept = None  # a larger buffer may replace the one it looks at
             kept = forward(chunk, blank, label, kl)
 
         columns = label_lengths[first:last] + 1
@@ -539,7 +541,7 @@ def walk(
                 float(rnnt_weight), float(kl_weight),
             )  # fmt: skip
             joint_backward(probs, hidden, table, chunk, grads)
-            kept = hidden = probs = kl_gradients = None
+            kept = None
     return losses, kl_sums, grads
 
 
