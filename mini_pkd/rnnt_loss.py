@@ -389,66 +389,57 @@ def logit_gradients(probs, kl_gradients, node_labels, d_blank, d_label, rnnt_wei
 
 @njit(cache=True, nogil=True)
 def log_add(a, b):
-    """ln(exp(a) + exp(b)), also for -inf: hence no fastmath here."""
-    if a < b:
-        a, b = b, a
+    """ln(exp(a) + exp(b)), and the shares of both in that sum; also for -inf: hence no fastmath here."""
     if b == -np.inf:
-        return a
-    return a + np.log1p(np.exp(b - a))
+        return a, 1.0, 0.0
+    if a == -np.inf:
+        return b, 0.0, 1.0
+    less = np.exp(-abs(a - b))
+    more, less = 1 / (1 + less), less / (1 + less)
+    if a > b:
+        return a - np.log(more), more, less
+    return b - np.log(more), less, more
 
 
 @njit(cache=True, nogil=True)
-def lattice_alpha(blank, label, alpha):
-    """Fill alpha (T, U+1); returns the total.  The same recursion as in `readable`."""
+def lattice_beta(blank, label, go_on, speak):
+    """beta[0, 0], row by row; fills in with which probability a path at (t, u), given the transcript, takes the
+    blank (go_on) and the label (speak): beta's two terms say so, and no exponential has to be taken again.
+    """
     T, columns = blank.shape
-    alpha[0, 0] = 0.0
-    for u in range(1, columns):
-        alpha[0, u] = alpha[0, u - 1] + label[0, u - 1]
-    for t in range(1, T):
-        alpha[t, 0] = alpha[t - 1, 0] + blank[t - 1, 0]
-        for u in range(1, columns):
-            alpha[t, u] = log_add(alpha[t - 1, u] + blank[t - 1, u], alpha[t, u - 1] + label[t, u - 1])
-    return alpha[T - 1, columns - 1] + blank[T - 1, columns - 1]
-
-
-@njit(cache=True, nogil=True)
-def lattice_beta(blank, label, beta):
-    """Fill beta (T, U+1); returns the total."""
-    T, columns = blank.shape
-    U = columns - 1
-    beta[T - 1, U] = blank[T - 1, U]
-    for u in range(U - 1, -1, -1):
-        beta[T - 1, u] = label[T - 1, u] + beta[T - 1, u + 1]
-    for t in range(T - 2, -1, -1):
-        beta[t, U] = blank[t, U] + beta[t + 1, U]
-        for u in range(U - 1, -1, -1):
-            beta[t, u] = log_add(blank[t, u] + beta[t + 1, u], label[t, u] + beta[t, u + 1])
-    return beta[0, 0]
+    beta = np.full(columns, -np.inf)  # of the frame below: beyond the last one only the full transcript counts
+    beta[-1] = 0.0
+    for t in range(T - 1, -1, -1):
+        beta[-1] += blank[t, -1]
+        go_on[t, -1], speak[t, -1] = 1.0, 0.0
+        for u in range(columns - 2, -1, -1):
+            beta[u], go_on[t, u], speak[t, u] = log_add(blank[t, u] + beta[u], label[t, u] + beta[u + 1])
+    return beta[0]
 
 
 @kernel(weight=32, fastmath=False)
-def forward_backward(blank, label, node_start, columns, gradients, d_blank, d_label, totals):
-    """Totals (B, 2) by alpha and by beta, and the gradients of each utterance's loss, if wanted.
+def forward_backward(blank, label, node_start, columns, d_blank, d_label, totals):
+    """Totals (B,), ln P of each transcript, and the gradients of each utterance's loss.
 
     blank, label, d_blank, d_label: one float64 per node.  Utterances are independent: one iteration each.
+    Backward in the log domain; then forward with plain probabilities, which only shrink: the probability that
+    a path, given the transcript, comes by a node is what its neighbours above and to the left send there.
+    That is exp(alpha + beta - total) of `readable`, without alpha.
     """
     for b in prange(columns.shape[0]):
         first, end, C = node_start[b], node_start[b + 1], columns[b]
         T = (end - first) // C
         blank_b, label_b = blank[first:end].reshape(T, C), label[first:end].reshape(T, C)
-        alpha = np.empty((T, C))
-        total = lattice_alpha(blank_b, label_b, alpha)
-        totals[b, 0] = totals[b, 1] = total
-        if gradients:
-            beta = np.empty((T, C))
-            totals[b, 1] = lattice_beta(blank_b, label_b, beta)
-            d_blank_b, d_label_b = d_blank[first:end].reshape(T, C), d_label[first:end].reshape(T, C)
-            for t in range(T):
-                for u in range(C):
-                    arrived = alpha[t, u] - total
-                    d_label_b[t, u] = -np.exp(arrived + label_b[t, u] + beta[t, u + 1]) if u < C - 1 else 0.0
-                    d_blank_b[t, u] = -np.exp(arrived + blank_b[t, u] + beta[t + 1, u]) if t < T - 1 else 0.0
-            d_blank_b[T - 1, C - 1] = -np.exp(alpha[T - 1, C - 1] + blank_b[T - 1, C - 1] - total)
+        d_blank_b, d_label_b = d_blank[first:end].reshape(T, C), d_label[first:end].reshape(T, C)
+        totals[b] = lattice_beta(blank_b, label_b, d_blank_b, d_label_b)
+        here = np.zeros(C + 1)
+        here[0] = 1.0
+        for t in range(T):
+            for u in range(C):
+                on, out = here[u] * d_blank_b[t, u], here[u] * d_label_b[t, u]
+                d_blank_b[t, u], d_label_b[t, u] = -on, -out
+                here[u] = on  # into the next frame
+                here[u + 1] += out
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -467,11 +458,11 @@ def scratch(name, rows, columns, dtype):
     return _scratch[key][:size].reshape(rows, columns)
 
 
-def joint_logits(network, chunk, name):
-    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers."""
+def joint_logits(network, chunk, name, largest):
+    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers for the largest chunk."""
     enc, pred, table, _ = network
-    hidden = scratch(name + " hidden", chunk.size, table.shape[1], enc.dtype)
-    logits = scratch(name + " logits", chunk.size, table.shape[0], enc.dtype)
+    hidden = scratch(name + " hidden", largest, table.shape[1], enc.dtype)[: chunk.size]
+    logits = scratch(name + " logits", largest, table.shape[0], enc.dtype)[: chunk.size]
     hidden_rows(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, hidden)
     np.matmul(hidden, table.T, out=logits)
     return hidden, logits
@@ -506,6 +497,9 @@ def walk(
     rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // node_bytes, J)
     keep_rows = (KEEP_BYTES if keep_bytes is None else keep_bytes) // node_bytes
 
+    groups = list(plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows))
+    largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
+
     losses, kl_sums = np.empty(B), np.zeros(B)
     grads = tuple(np.zeros_like(array) for array in student) if gradients else None
 
@@ -513,8 +507,8 @@ def walk(
         """Probabilities (and in the second array the KL's gradient) of a chunk."""
         kl_gradients = None
         if teacher is not None:
-            _, kl_gradients = joint_logits(teacher, chunk, "teacher")
-        hidden, logits = joint_logits(student, chunk, "student")
+            _, kl_gradients = joint_logits(teacher, chunk, "teacher", largest)
+        hidden, logits = joint_logits(student, chunk, "student", largest)
         if teacher is None:
             softmax_rows(logits, bias, chunk.labels, blank[chunk.nodes], label[chunk.nodes])
         else:
@@ -524,18 +518,17 @@ def walk(
             )  # fmt: skip
         return hidden, logits, kl_gradients
 
-    for first, last, chunks in plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
+    for first, last, chunks in groups:
         nodes = chunks[-1].nodes.stop
         blank, label, d_blank, d_label, kl = scratch("nodes", 5, nodes, np.float64)
         for chunk in chunks:
-            kept = None  # a larger buffer may replace the one it looks at
             kept = forward(chunk, blank, label, kl)
 
         columns = label_lengths[first:last] + 1
         node_start = np.concatenate([[0], np.cumsum(lengths[first:last] * columns)])
-        totals = np.empty((last - first, 2))
-        forward_backward(blank, label, node_start, columns, gradients, d_blank, d_label, totals)
-        losses[first:last] = -totals[:, 0]
+        totals = np.empty(last - first)
+        forward_backward(blank, label, node_start, columns, d_blank, d_label, totals)
+        losses[first:last] = -totals
         if teacher is not None:
             kl_sums[first:last] = np.add.reduceat(kl, node_start[:-1])
         if not gradients:
@@ -548,7 +541,7 @@ def walk(
                 float(rnnt_weight), float(kl_weight),
             )  # fmt: skip
             joint_backward(probs, hidden, table, chunk, grads)
-            kept = hidden = probs = kl_gradients = None
+            kept = None
     return losses, kl_sums, grads
 
 

@@ -95,8 +95,8 @@ def test_forward_backward_recursion(benchmark):
     columns = U + 1
     node_start = np.concatenate([[0], np.cumsum(T * columns)])
     blank, label = -3 * np.random.default_rng(0).random((2, node_start[-1]))
-    out = np.empty_like(blank), np.empty_like(blank), np.empty((len(T), 2))
-    benchmark(forward_backward, blank, label, node_start, columns, True, *out)
+    out = np.empty_like(blank), np.empty_like(blank), np.empty(len(T))
+    benchmark(forward_backward, blank, label, node_start, columns, *out)
 
 
 def test_adam(benchmark):

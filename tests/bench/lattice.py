@@ -236,7 +236,7 @@ class Recursion:
             )
             self.node_start = np.concatenate([[0], np.cumsum(self.lengths * self.columns)])
             self.d_blank, self.d_label = np.empty_like(self.blank), np.empty_like(self.label)
-            self.totals = np.empty((B, 2))
+            self.totals = np.empty(B)
             return
         import torch
 
@@ -259,9 +259,8 @@ class Recursion:
 
     def step(self):
         if self.name == "mini_pkd":
-            self.kernel(self.blank, self.label, self.node_start, self.columns, True, self.d_blank, self.d_label,
-                        self.totals)  # fmt: skip
-            return -float(self.totals[:, 0].mean()), [self.d_blank, self.d_label[np.isfinite(self.label)]]
+            self.kernel(self.blank, self.label, self.node_start, self.columns, self.d_blank, self.d_label, self.totals)
+            return -float(self.totals.mean()), [self.d_blank, self.d_label[np.isfinite(self.label)]]
         if self.name == "fast_rnnt":
             found, (px, py) = self.kernel(self.px, self.py, self.boundary, return_grad=True)
             return -float(found.mean()), [py.numpy(), px.numpy()]
