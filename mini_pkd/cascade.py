@@ -191,7 +191,7 @@ class Cascade:
             self._say("compiling the kernels, where that has not been done before: half a minute")
             warm_up.ensure()
         with StopSignal() as stop:
-            if jobs > 1 and len(models) > 1:
+            if jobs > 1:  # also when one is left: another number of threads would round differently
                 self._train_side_by_side(models, jobs, arguments, stop)
                 return
             for model in models:

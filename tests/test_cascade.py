@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 
 
 def words_of(data, out, *more, settings=SETTINGS):
-    return [*settings, "--data", str(data), "--out", str(out), *map(str, more)]
+    return [*settings, "--data", str(data), "--out", str(out), "--jobs", "1", *map(str, more)]  # a later --jobs wins
 
 
 @pytest.fixture(scope="session")
