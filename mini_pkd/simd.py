@@ -19,19 +19,18 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload, register_jitable
 
+from .threads import POOL
+
 # Flags for kernels whose numbers are finite: sums may be reordered and multiply-adds contracted.  Not
 # "nnan"/"ninf": LLVM may then assume that no infinity occurs, which breaks log-space code.
 REORDER = {"reassoc", "contract", "nsz"}
 
-GRAIN = 2**17  # numbers per thread: fewer are done sooner than a sleeping thread wakes up
-
 
 def kernel(weight=1, fastmath=REORDER):
-    """Compile a function for `prange`, and run it on as many threads as its largest array is worth.
+    """Compile a function for `prange`, and run it on all threads if its largest array is worth it, else on one.
 
-    Waking a thread and waiting for it costs 0.05 to 0.1 ms where all wait asleep (see __init__.py): as much as a pass
-    over 100,000 numbers.  `weight`: what a number costs, compared with such a pass.  Each row must be written by
-    one iteration, so that the number of threads changes no bit.
+    `weight`: what a number costs, compared with a pass over memory.  Each row must be written by one iteration, so
+    that the number of threads changes no bit.  Why not on some of the threads: see threads.py.
     """
 
     def compile(function):
@@ -40,7 +39,7 @@ def kernel(weight=1, fastmath=REORDER):
         @functools.wraps(function)
         def run(*arguments):
             size = weight * max([a.size for a in arguments if isinstance(a, np.ndarray)])
-            numba.set_num_threads(max(1, min(size // GRAIN, numba.config.NUMBA_NUM_THREADS)))
+            numba.set_num_threads(POOL.team(size))
             return compiled(*arguments)
 
         run.compiled = compiled

@@ -5,7 +5,7 @@ numba does not notice an edit of simd.py in kernels of other files, so these wra
 
 import numpy as np
 import pytest
-from numba import get_num_threads, njit, prange
+from numba import njit, prange
 
 from mini_pkd import simd
 
@@ -239,12 +239,12 @@ def test_a_row_does_not_repeat_itself():
 # --- threads ---------------------------------------------------------------------------------------------------
 
 
-def test_a_kernel_takes_as_many_threads_as_its_largest_array_is_worth():
-    from numba import config
-
-    for rows in (1, 1000, 3000, 100_000):
+def test_a_kernel_asks_for_the_threads_that_its_largest_array_is_worth(monkeypatch):
+    asked = []
+    monkeypatch.setattr(simd.POOL, "team", lambda numbers: asked.append(numbers) or 1)
+    for rows in (1, 1000, 3000):
         x = np.ones((rows, 100), np.float32)
         out = np.empty_like(x)
         doubled(x, out)
         assert (out == 2).all()
-        assert get_num_threads() == max(1, min(rows * 100 // simd.GRAIN, config.NUMBA_NUM_THREADS))
+    assert asked == [100, 100_000, 300_000]

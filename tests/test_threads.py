@@ -1,0 +1,160 @@
+"""threads.py: products on the kernels' threads are those of OpenBLAS's own, to the last bit; and nobody hangs.
+
+The rest of the tests has one thread, and so no pool: what needs several runs in processes of its own, with
+more threads than most machines' cores, and a time limit, for a mistake here shows as waiting for ever.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mini_pkd import threads
+
+BEGIN = """
+import os, sys
+import numpy as np
+from mini_pkd.threads import CROWDED, GRAIN, POOL
+POOL.next_look = float("inf")  # on a busy machine it would step back in the middle of a test
+"""
+
+# (rows, inner, columns) of products: from one row, and none, to what many jobs share; the last is long inside
+SHAPES = [(0, 8, 8), (1, 1, 1), (1, 300, 200), (600, 96, 96), (513, 129, 65), (2000, 1, 64), (96, 4600, 192)]
+
+PRODUCTS = f"""
+def products():
+    rng, found = np.random.default_rng(0), []
+    for rows, inner, columns in {SHAPES}:
+        for dtype in (np.float32, np.float64):
+            a, b = rng.standard_normal((rows, inner)).astype(dtype), rng.standard_normal((inner, columns)).astype(dtype)
+            v = rng.standard_normal(rows).astype(dtype)
+            found += [a @ b, b.T @ a.T, v @ a, a.T @ a, np.asfortranarray(a) @ b, a @ b[:, 0]]
+    return found
+"""
+
+
+def run(script, count=4, **environment):
+    """The script's output, of a process with `count` threads in either pool."""
+    variables = {"OPENBLAS_NUM_THREADS": str(count), "NUMBA_NUM_THREADS": str(count), **environment}
+    done = subprocess.run([sys.executable, "-c", BEGIN + script], env=os.environ | variables, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def can_share():
+    """The conditions of threads.py, asked for here without it, so that a pool which never shares fails a test."""
+    if sys.platform != "linux" or not os.path.exists("/proc/self/schedstat"):
+        pytest.skip("one pool is for Linux")
+    script = """
+import numba
+config = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+@numba.njit(parallel=True)
+def start():
+    for _ in numba.prange(2):
+        pass
+start()
+print(config["name"], config["version"], numba.threading_layer())
+"""
+    name, version, layer = run(script)
+    if "openblas" not in name or tuple(map(int, version.split(".")[:3])) < (0, 3, 28) or layer != "omp":
+        pytest.skip(f"one pool needs OpenBLAS 0.3.28 and OpenMP; here are {name} {version} and {layer}")
+
+
+def test_products_on_one_pool_equal_those_on_two(can_share):
+    script = PRODUCTS + """
+assert POOL.shared
+ours = products()
+POOL.share(False)
+theirs = products()
+print(all(np.array_equal(a, b) for a, b in zip(ours, theirs)), len(ours))
+"""
+    for count in (2, 7):
+        assert run(script, count) == ["True", str(len(SHAPES) * 12)]
+
+
+def test_python_threads_that_multiply_at_the_same_time_take_turns(can_share):
+    script = PRODUCTS + """
+import threading
+assert POOL.shared
+right, wrong = products(), []
+
+def work():
+    for _ in range(3):
+        wrong.extend(1 for a, b in zip(right, products()) if not np.array_equal(a, b))
+
+workers = [threading.Thread(target=work) for _ in range(4)]
+[w.start() for w in workers], [w.join() for w in workers]
+print(len(wrong))
+"""
+    assert run(script) == ["0"]
+
+
+def test_fewer_threads_for_blas_than_for_kernels_and_more(can_share):
+    script = PRODUCTS + "print(POOL.shared, POOL.blas.num_threads(), products()[-1].shape)"
+    assert run(script, NUMBA_NUM_THREADS="2")[:2] == ["True", "2"]  # four jobs for two threads would hang
+    assert run(script, OPENBLAS_NUM_THREADS="2")[:2] == ["True", "2"]
+
+
+def test_a_forked_child_multiplies_on_threads_of_its_own(can_share):
+    script = PRODUCTS + """
+right = products()
+child = os.fork()
+if child == 0:
+    same = all(np.array_equal(a, b) for a, b in zip(right, products()))
+    os._exit(0 if same and not POOL.shared else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), POOL.shared)
+"""
+    assert run(script) == ["0", "True"]
+
+
+@pytest.mark.parametrize(
+    "variable, value", [("OPENBLAS_NUM_THREADS", "1"), ("OMP_DYNAMIC", "true"), ("OMP_THREAD_LIMIT", "1")]
+)
+def test_two_pools_stay_where_one_could_hang_or_is_useless(variable, value):
+    assert run(PRODUCTS + "print(POOL.shared, POOL.blas, len(products()) > 0)", **{variable: value}) == [
+        "False", "None", "True",
+    ]  # fmt: skip
+
+
+def test_it_steps_back_while_the_cores_are_crowded(can_share):
+    script = """
+def look(waited):
+    POOL.crowding.look = lambda: waited
+    POOL.next_look = 0
+    return POOL.team(2 * GRAIN), POOL.team(GRAIN - 1), POOL.shared
+
+print([look(w) for w in (0.0, CROWDED, 0.9, 0.0)])
+"""
+    assert " ".join(run(script)) == "[(4, 1, True), (1, 1, False), (1, 1, False), (4, 1, True)]"
+
+
+def test_a_team_asks_the_clock_once_a_second(monkeypatch):
+    looks = []
+    pool = threads.Pool()  # of one thread, as all in these tests
+    pool.next_look, pool.shared = 10.0, True
+    pool.crowding = type("", (), {"look": lambda self: looks.append(1) or 0.0})()
+    for now in (9.5, 10.0, 10.5, 10.9, 11.0, 11.2):
+        monkeypatch.setattr(threads.time, "monotonic", lambda now=now: now)
+        pool.team(1)
+    assert len(looks) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="this kernel does not count")
+def test_crowding_counts_what_the_kernel_counts(monkeypatch):
+    crowding = threads.Crowding()
+    ran, waited = crowding.read()
+    np.linalg.svd(np.ones((200, 200)))
+    assert crowding.read()[0] > ran > 0 and waited >= 0
+    for reading, expected in (([4e9, 1e9], 0.25), ([4e9, 1e9], 0.0), ([6e9, 3e9], 1.0)):  # of nothing done: no wait
+        crowding.before = crowding.before if expected != 0.25 else np.zeros(2)
+        monkeypatch.setattr(crowding, "read", lambda reading=reading: np.array(reading))
+        assert crowding.look() == expected
+
+
+def test_one_thread_needs_no_pool():
+    pool = threads.Pool()
+    assert (pool.size, pool.blas, pool.shared, pool.team(10**9)) == (1, None, False, 1)
