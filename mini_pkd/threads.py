@@ -36,8 +36,9 @@ from llvmlite.binding import address_of_symbol
 from numba import cfunc, njit, prange, types
 from numba.extending import intrinsic
 
-# A pass over fewer numbers is done sooner by one thread than by many that have to meet, or even to wake up.
-GRAIN, GRAIN_ASLEEP = 2**14, 2**18
+# Numbers for each thread of a team: a pass over fewer is done sooner by one than by all, who have to meet first, or
+# even to wake up.
+GRAIN, GRAIN_ASLEEP = 2**12, 2**17
 SPINS = "10000"  # of libgomp, about 0.2 ms here: longer than Python needs between two kernels
 LOOK = 1.0  # seconds between looks at how crowded the cores are
 CROWDED = 0.2  # seconds waited for each second of work; measured: 0.01 alone, 0.3 to 0.8 beside a busy process
@@ -222,9 +223,10 @@ class Pool:
             alone = self.crowding.look() < CROWDED
             if alone != self.shared:
                 self.share(alone)
+        each = numbers // self.size
         if self.blas is None:
-            return self.size if numbers >= GRAIN_ASLEEP else 1
-        return self.size if self.shared and numbers >= GRAIN else 1
+            return self.size if each >= GRAIN_ASLEEP else 1
+        return self.size if self.shared and each >= GRAIN else 1
 
 
 POOL = Pool()

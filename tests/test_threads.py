@@ -125,7 +125,7 @@ def test_it_steps_back_while_the_cores_are_crowded(can_share):
 def look(waited):
     POOL.crowding.look = lambda: waited
     POOL.next_look = 0
-    return POOL.team(2 * GRAIN), POOL.team(GRAIN - 1), POOL.shared
+    return POOL.team(4 * GRAIN), POOL.team(4 * GRAIN - 1), POOL.shared
 
 print([look(w) for w in (0.0, CROWDED, 0.9, 0.0)])
 """

@@ -29,8 +29,9 @@ class Worker:
 
     def __init__(self, module, arguments, threads):
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
-        # numpy's workers get mini_pkd's own setting when they import it; PyTorch's keep their default
-        environment.pop("OMP_WAIT_POLICY", None)
+        # what mini_pkd has set in this process: its workers set it again, and PyTorch's keep their default
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            environment.pop(name, None)
         self.name = arguments[1]
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
