@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -223,6 +224,27 @@ def test_side_by_side_gives_the_same_bits(data, finished, monkeypatch, capfd):
     timeless = {"seconds": 0, "decoding_seconds": 0}
     assert [m | timeless for m in old] == [m | timeless for m in new]
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("left", [["B2"], ["B2", "S2"]])
+def test_the_last_model_has_no_more_threads_than_the_others_had(copy, data, monkeypatch, capfd, left):
+    """BLAS may round differently with another number, and a resumed run must end in the same bits."""
+    started = []
+
+    class Process:
+        stdin = io.BytesIO()
+
+        def __init__(self, words, env, **_):
+            started.append((words[words.index("--only") + 1], env["OPENBLAS_NUM_THREADS"], env["NUMBA_NUM_THREADS"]))
+
+        def poll(self):
+            return 1
+
+    untrain(copy, *left)
+    monkeypatch.setattr(cascade.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(cascade.subprocess, "Popen", Process)
+    assert "ended early" in refusal(capfd, words_of(data, copy, "--jobs", 3))
+    assert sorted(started) == [(name, "2", "2") for name in left]
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------
