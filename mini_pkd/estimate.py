@@ -29,7 +29,7 @@ def describe(cascade, jobs):
         raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
     labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
     nodes = np.ceil(frames / 8) * (labels + 1)
-    kept = s.keep_mb * 2**20 / (8 * s.vocab_size)  # nodes of an utterance, student's and teacher's logits
+    kept = s.keep_mb * 2**20 / (4 * s.vocab_size)  # nodes of an utterance
     again = max(0.0, 1 - kept / nodes.mean())
     speed = UTILISATION * _matrix_speed()
     lines = [

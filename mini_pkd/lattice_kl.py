@@ -133,9 +133,9 @@ def scale_row(row, factor):
 
 
 @kernel(weight=4)
-def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
-    """Per node: ln P(blank), ln P(label) and the KL; in place, logits become the student's
-    probabilities and teacher_logits the KL's gradient by the student's logits, (P_S - P_T) / tau.
+def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, kl):
+    """The KL of each node; in place, logits become the student's probabilities and teacher_logits the KL's
+    gradient by the student's logits, (P_S - P_T) / tau.
     """
     one = logits.dtype.type(1)
     scale = logits.dtype.type(1 / temperature)
@@ -144,9 +144,6 @@ def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temper
         add_bias(row, bias)
         add_bias(teacher_row, teacher_bias)
         top, teacher_top = row_max(row), row_max(teacher_row)
-        y = node_labels[n]
-        blank_n = np.float64(row[0] - top)
-        label_n = np.float64(row[y] - top) if y >= 0 else -np.inf
 
         # KL = sum_k P_T(k) (x_T(k) - x_S(k)) - ln Z_T + ln Z_S, where x are the shifted and scaled logits
         Z = teacher_Z = cross = one - one
@@ -163,8 +160,7 @@ def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temper
             for k in range(row.shape[0]):
                 row[k] *= p
                 teacher_row[k] = row[k] - teacher_row[k] * p_teacher
-            log_Z = np.log(np.float64(Z))
-            kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + log_Z
+            kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
         else:
             for k in range(row.shape[0]):
                 x, x_teacher = (row[k] - top) * scale, (teacher_row[k] - teacher_top) * scale
@@ -179,9 +175,6 @@ def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temper
             kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
             Z = exp_row(row, top, one)  # the RNN-T loss itself knows no temperature
             scale_row(row, one / Z)
-            log_Z = np.log(np.float64(Z))
-        blank[n] = blank_n - log_Z
-        label[n] = label_n - log_Z
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # no fastmath: teacher = student must give exact zeros
@@ -209,7 +202,7 @@ def class_log_probs(row, label, scale):
 
 
 @kernel(weight=4)
-def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, blank, label, kl):
+def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, kl):
     """As compare_full, with three classes.  Of the teacher only three numbers are needed, so its row then
     serves for the gradient: P_S(c) - P_T(c) for class c, shared among the rest's symbols as P_S does.
     """
@@ -238,15 +231,9 @@ def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, t
             row[0] = s_blank_p
             if y >= 0:
                 row[y] = s_label_p
-            blank[n], label[n] = s_blank, s_label
         else:
-            top = row_max(row)
-            blank_n = np.float64(row[0] - top)
-            label_n = np.float64(row[y] - top) if y >= 0 else -np.inf
-            Z = exp_row(row, top, one)
+            Z = exp_row(row, row_max(row), one)
             scale_row(row, one / Z)
-            log_Z = np.log(np.float64(Z))
-            blank[n], label[n] = blank_n - log_Z, label_n - log_Z
         scale_row(out, logits.dtype.type((s_rest_p - t_rest_p) / temperature))
         out[0] = (s_blank_p - t_blank_p) / temperature
         if y >= 0:
@@ -283,9 +270,8 @@ def distillation_loss(
     )
     compare_rows = compare_full if kind == "full" else compare_collapsed
 
-    def compare(logits, bias, teacher_logits, teacher_bias, node_labels, blank, label, kl):
-        tau = float(temperature)
-        compare_rows(logits, bias, teacher_logits, teacher_bias, node_labels, tau, blank, label, kl)
+    def compare(logits, bias, teacher_logits, teacher_bias, node_labels, kl):
+        compare_rows(logits, bias, teacher_logits, teacher_bias, node_labels, float(temperature), kl)
 
     B = len(lengths)
     rnnt_weight = 1.0 if mixing == "add" else 1.0 - alpha

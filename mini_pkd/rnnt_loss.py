@@ -20,7 +20,7 @@ The file is a ladder; each step is tested against the one above:
 4. `walk`: what training uses.  The logits of one utterance of the paper (200 frames, 51 columns, 10026
    symbols) are 409 MB, so they are made in chunks of nodes: hidden = tanh(enc[t] + pred[u]), one matrix
    product, log-softmax, and only two numbers per node are kept, ln P(blank) and ln P(next label).
-   Forward-backward needs no more.  Then gradients, again chunk by chunk.  lattice_kl.py puts a teacher
+   Forward-backward needs no more.  Then gradients, again chunk by chunk; here lattice_kl.py puts a teacher
    into the same chunks.
 
 Conventions: `logits` are raw scores, `log_probs` are normalised.  Rows are ragged: utterance b has T_b
@@ -40,7 +40,7 @@ from mini_pkd.tensor import is_recording, record
 BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
 SYMBOLS = 1024  # rows of the table whose gradient is computed at one time
-KEEP_BYTES = 192 * 2**20  # of a longer utterance this much is kept for the gradients, the rest is computed twice
+KEEP_BYTES = 128 * 2**20  # of a longer utterance's logits this much is kept, the rest is computed twice
 
 
 class LatticeError(UserError, ValueError):
@@ -240,9 +240,11 @@ class Chunk:
 
     Either way it is a small ragged batch: block k has enc rows enc_start[k] .. enc_start[k+1], pred rows
     pred_start[k] .. pred_start[k+1] and all the nodes between them, from node_start[k] (0 in the chunk).
+    kept: its logits stay from the first walk to the second, in rows `place` and following of their buffer.
     """
 
-    def __init__(self, enc_start, pred_start, first_node, next_label):
+    def __init__(self, enc_start, pred_start, first_node, next_label, kept=True, place=0):
+        self.kept, self.place = kept, int(place)
         self.enc_start, self.pred_start = enc_start, pred_start
         frames, columns = np.diff(enc_start), np.diff(pred_start)
         self.node_start = np.concatenate([[0], np.cumsum(frames * columns)])
@@ -256,8 +258,8 @@ class Chunk:
 def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
     """Cut the batch into groups that share one forward-backward: yields (first, last + 1, chunks).
 
-    A group is some consecutive utterances of at most `rows` nodes together, in one chunk; or a longer utterance:
-    its last frames, of about `keep_rows` nodes, in one chunk that is kept, those before in chunks of `rows`.
+    A group is some consecutive utterances of at most `rows` nodes together, in one chunk; or a longer utterance,
+    in chunks of `rows`.  Of those the last are kept, about `keep_rows` nodes and at least one chunk.
     """
     next_label = np.full(pred_start[-1], -1, dtype=np.int64)
     has_next = np.ones(len(next_label), dtype=bool)
@@ -278,11 +280,14 @@ def plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows):
             start, end = enc_start[first : last + 1]
             frames = max(1, rows // columns)
             kept = max(start, end - max(frames, keep_rows // columns))
-            cuts = np.array([*range(start, kept, frames), kept, end])
+            cuts = np.array([*range(start, kept, frames), *range(kept, end, frames), end])
             chunks = [
-                Chunk(cuts[i : i + 2], pred_start[first : last + 1], (cuts[i] - start) * columns, next_label)
+                Chunk(
+                    cuts[i : i + 2], pred_start[first : last + 1], (cuts[i] - start) * columns, next_label,
+                    cuts[i] >= kept, max(0, cuts[i] - kept) * columns,
+                )
                 for i in range(len(cuts) - 1)
-            ]
+            ]  # fmt: skip
         yield first, last, chunks
         first = last
 
@@ -362,6 +367,22 @@ def softmax_rows(logits, bias, node_labels, blank, label):
         inverse = one / total
         for k in range(row.shape[0]):
             row[k] *= inverse
+
+
+@kernel(weight=2)
+def label_log_probs(logits, bias, node_labels, blank, label):
+    """ln P(blank) and ln P(label) of each node; the logits get their bias, in place, and remain."""
+    for n in prange(logits.shape[0]):
+        row = logits[n]
+        for k in range(row.shape[0]):
+            row[k] += bias[k]
+        largest = row_max(row)
+        total = largest - largest
+        for k in range(row.shape[0]):
+            total += exp(row[k] - largest)
+        y, log_total = node_labels[n], np.log(np.float64(total))
+        blank[n] = np.float64(row[0] - largest) - log_total
+        label[n] = np.float64(row[y] - largest) - log_total if y >= 0 else -np.inf
 
 
 @kernel(weight=2)
@@ -454,18 +475,8 @@ def scratch(name, rows, columns, dtype):
     key, size = (name, np.dtype(dtype)), rows * columns
     if key not in _scratch or _scratch[key].size < size:
         _scratch[key] = None  # let the old one go before the new one comes
-        _scratch[key] = np.empty(-(-size // 2**20) * 2**20, dtype)  # a little more is asked for next time
+        _scratch[key] = np.empty(-(-size // 2**18) * 2**18, dtype)  # a little more is asked for next time
     return _scratch[key][:size].reshape(rows, columns)
-
-
-def joint_logits(network, chunk, name, largest):
-    """hidden (nodes, J) and logits without bias (nodes, V) of a chunk, in scratch buffers for the largest chunk."""
-    enc, pred, table, _ = network
-    hidden = scratch(name + " hidden", largest, table.shape[1], enc.dtype)[: chunk.size]
-    logits = scratch(name + " logits", largest, table.shape[0], enc.dtype)[: chunk.size]
-    hidden_rows(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, hidden)
-    np.matmul(hidden, table.T, out=logits)
-    return hidden, logits
 
 
 def walk(
@@ -474,13 +485,15 @@ def walk(
 ):  # fmt: skip
     """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
 
+    A first walk over the chunks scores the student's nodes for forward-backward; a second one, backwards, makes
+    gradients.  Only the second needs the teacher, whose logits are therefore never computed twice.
+
     student, teacher  (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
-    compare           compare(logits, bias, teacher_logits, teacher_bias, node_labels, blank, label, kl), as
-                      lattice_kl.py makes it: does what softmax_rows does, fills kl (one number per node) and
-                      leaves d kl / d logits in teacher_logits
+    compare           compare(logits, bias, teacher_logits, teacher_bias, node_labels, kl), as lattice_kl.py makes it:
+                      logits become probabilities, teacher_logits d kl / d logits, and kl gets a number per node
     chunk_bytes       logits (both networks') that are alive together
-    keep_bytes        of an utterance with more logits, about this much is kept for the gradients and the rest is
-                      computed a second time: up to 4/3 of the arithmetic (with a teacher 3/2), for memory that
+    keep_bytes        of an utterance with more logits, about this much is kept from the first walk to the second and
+                      the rest is computed again: up to 4/3 of the arithmetic (with a teacher 5/4), for memory that
                       does not grow with the utterance
 
     Returns RNN-T losses (B,), KL (B,), and the gradients of
@@ -491,57 +504,72 @@ def walk(
     B = len(lengths)
     enc_start, pred_start, _, _ = lattice_offsets(lengths, label_lengths)
 
-    node_bytes = V * enc.itemsize * (1 if teacher is None else 2)
+    node_bytes = V * enc.itemsize
     # At least J rows: each chunk adds a (V, J) product into d_table, which should not cost more than the
     # (rows, V) logits themselves.
-    rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // node_bytes, J)
+    together = node_bytes * (1 if teacher is None else 2)
+    rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // together, J)
     keep_rows = (KEEP_BYTES if keep_bytes is None else keep_bytes) // node_bytes
 
     groups = list(plan(enc_start, pred_start, label_lengths, labels, rows, keep_rows))
-    largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
+    every = [chunk for _, _, chunks in groups for chunk in chunks]
+    largest, room = max(chunk.size for chunk in every), max(chunk.place + chunk.size for chunk in every)
 
     losses, kl_sums = np.empty(B), np.zeros(B)
     grads = tuple(np.zeros_like(array) for array in student) if gradients else None
+    no_bias = np.zeros_like(bias)
 
-    def forward(chunk, blank, label, kl):
-        """Probabilities (and in the second array the KL's gradient) of a chunk."""
-        kl_gradients = None
-        if teacher is not None:
-            _, kl_gradients = joint_logits(teacher, chunk, "teacher", largest)
-        hidden, logits = joint_logits(student, chunk, "student", largest)
-        if teacher is None:
-            softmax_rows(logits, bias, chunk.labels, blank[chunk.nodes], label[chunk.nodes])
-        else:
-            compare(
-                logits, bias, kl_gradients, teacher[3], chunk.labels, blank[chunk.nodes], label[chunk.nodes],
-                kl[chunk.nodes],
-            )  # fmt: skip
-        return hidden, logits, kl_gradients
+    def hidden_of(network, chunk, name):
+        enc, pred, table, _ = network
+        hidden = scratch(name + " hidden", largest, table.shape[1], enc.dtype)[: chunk.size]
+        hidden_rows(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, hidden)
+        return hidden
+
+    def logits_of(chunk):
+        """Where the student's logits of a chunk are, or belong."""
+        return scratch("student logits", room, V, enc.dtype)[chunk.place : chunk.place + chunk.size]
+
+    def distil(logits, bias, chunk, kl):
+        """The student's logits become probabilities; returns the gradient of the KL to the teacher by them."""
+        teacher_logits = scratch("teacher logits", largest, V, enc.dtype)[: chunk.size]
+        np.matmul(hidden_of(teacher, chunk, "teacher"), teacher[2].T, out=teacher_logits)
+        compare(logits, bias, teacher_logits, teacher[3], chunk.labels, kl)
+        return teacher_logits
 
     for first, last, chunks in groups:
-        nodes = chunks[-1].nodes.stop
-        blank, label, d_blank, d_label, kl = scratch("nodes", 5, nodes, np.float64)
+        blank, label, d_blank, d_label, kl = scratch("nodes", 5, chunks[-1].nodes.stop, np.float64)
         for chunk in chunks:
-            kept = forward(chunk, blank, label, kl)
+            hidden, logits, at = hidden_of(student, chunk, "student"), logits_of(chunk), chunk.nodes
+            np.matmul(hidden, table.T, out=logits)
+            if teacher is None:
+                softmax_rows(logits, bias, chunk.labels, blank[at], label[at])
+                continue
+            label_log_probs(logits, bias, chunk.labels, blank[at], label[at])  # and adds the bias
+            if not gradients:
+                distil(logits, no_bias, chunk, kl[at])
 
         columns = label_lengths[first:last] + 1
         node_start = np.concatenate([[0], np.cumsum(lengths[first:last] * columns)])
         totals = np.empty(last - first)
         forward_backward(blank, label, node_start, columns, d_blank, d_label, totals)
         losses[first:last] = -totals
+
+        for chunk in reversed(chunks) if gradients else ():
+            logits, at, kl_gradients = logits_of(chunk), chunk.nodes, None
+            if chunk is not chunks[-1]:  # its hidden rows are still there
+                hidden = hidden_of(student, chunk, "student")
+            if not chunk.kept:
+                np.matmul(hidden, table.T, out=logits)
+            if teacher is not None:
+                kl_gradients = distil(logits, no_bias if chunk.kept else bias, chunk, kl[at])
+            elif not chunk.kept:
+                softmax_rows(logits, bias, chunk.labels, blank[at], label[at])
+            logit_gradients(
+                logits, kl_gradients, chunk.labels, d_blank[at], d_label[at], float(rnnt_weight), float(kl_weight)
+            )
+            joint_backward(logits, hidden, table, chunk, grads)
         if teacher is not None:
             kl_sums[first:last] = np.add.reduceat(kl, node_start[:-1])
-        if not gradients:
-            continue
-
-        for chunk in reversed(chunks):
-            hidden, probs, kl_gradients = kept or forward(chunk, blank, label, kl)
-            logit_gradients(
-                probs, kl_gradients, chunk.labels, d_blank[chunk.nodes], d_label[chunk.nodes],
-                float(rnnt_weight), float(kl_weight),
-            )  # fmt: skip
-            joint_backward(probs, hidden, table, chunk, grads)
-            kept = None
     return losses, kl_sums, grads
 
 

@@ -374,10 +374,10 @@ def forward_flop(config, frames, labels, nodes):
 def training_flop(config, frames, labels, nodes, teacher=None, logits_again=0.0):
     """... of training: forward, twice that backward (by the inputs and by the weights), the teacher forward.
 
-    logits_again: of this share of the nodes rnnt_loss.py computes the logits twice rather than keep them.
+    logits_again: of this share of the nodes rnnt_loss.py computes the student's logits twice rather than keep them.
     """
     networks = [config] if teacher is None else [config, teacher]
-    again = sum(2 * logits_again * nodes * c.symbols * c.joint_width for c in networks)
+    again = 2 * logits_again * nodes * config.symbols * config.joint_width
     return 2 * forward_flop(config, frames, labels, nodes) + again + sum(
         forward_flop(c, frames, labels, nodes) for c in networks
     )

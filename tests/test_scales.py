@@ -120,7 +120,7 @@ def test_operations_follow_from_the_weights():
     teacher = TINY.sizes["79"].config(11)
     taught = forward_flop(teacher, frames, labels, nodes)
     assert training_flop(config, frames, labels, nodes, teacher) == 3 * operations + taught
-    again = 2 * nodes * 11 * (config.joint_width + teacher.joint_width)
+    again = 2 * nodes * 11 * config.joint_width
     assert training_flop(config, frames, labels, nodes, teacher, 1.0) == 3 * operations + taught + again
 
 
