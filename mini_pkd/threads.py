@@ -149,20 +149,23 @@ class Crowding:
     """How long this process's threads wait for a core that something else runs on."""
 
     def __init__(self):
+        open("/proc/self/schedstat").close()  # OSError where the kernel does not count
         self.before = self.read()
 
     def read(self):
         """(ran, waited): nanoseconds of all threads so far, by the kernel's count (/proc/self/task/*/schedstat)."""
         total = np.zeros(2)
         for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            with contextlib.suppress(OSError):  # it has just ended
                 with open(f"/proc/self/task/{thread}/schedstat") as line:
                     total += np.array(line.read().split()[:2], dtype=float)
         return total
 
     def look(self):
         """Seconds waited for each second of work since the last look."""
-        before, self.before = self.before, self.read()
+        before = self.before
+        with contextlib.suppress(OSError):  # too many open files, say: no reason to stop
+            self.before = self.read()
         ran, waited = self.before - before
         return waited / ran if ran > 0 else 0.0
 
@@ -183,10 +186,8 @@ class Pool:
         # both let OpenMP give fewer threads than asked for, and the jobs would wait for ever
         limited = any(os.environ.get(name) for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT"))
         if sys.platform == "linux" and self.size > 1 and not limited:
-            try:
+            with contextlib.suppress(Exception):  # whatever is different on this machine: two pools work, too
                 self._share()
-            except (LookupError, OSError, ValueError, StopIteration):
-                pass  # some other BLAS, or a kernel that does not count
 
     def _share(self):
         blas = OpenBLAS()
@@ -201,9 +202,8 @@ class Pool:
         self.callback.ctypes(1, 0, self.size, 0, 0, 0)
         self.crowding = Crowding()
         blas.call("set_num_threads", ctypes.c_int(min(self.size, blas.num_threads())))
-        self.blas = blas
-        self.share(True)
-        self.next_look = time.monotonic() + LOOK
+        blas.work_with(self.callback.address)
+        self.blas, self.shared, self.next_look = blas, True, time.monotonic() + LOOK
         os.register_at_fork(after_in_child=self._leave)  # libgomp does not survive a fork
 
     def _leave(self):

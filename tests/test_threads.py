@@ -155,6 +155,13 @@ def test_crowding_counts_what_the_kernel_counts(monkeypatch):
         assert crowding.look() == expected
 
 
+def test_a_look_that_fails_changes_nothing(monkeypatch):
+    crowding = threads.Crowding.__new__(threads.Crowding)
+    crowding.before = np.array([4e9, 1e9])
+    monkeypatch.setattr(threads.os, "listdir", lambda _: (_ for _ in ()).throw(OSError("too many open files")))
+    assert crowding.look() == 0.0 and crowding.before.tolist() == [4e9, 1e9]
+
+
 def test_one_thread_needs_no_pool():
     pool = threads.Pool()
     assert (pool.size, pool.blas, pool.shared, pool.team(10**9)) == (1, None, False, 1)

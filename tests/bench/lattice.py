@@ -8,8 +8,8 @@ of gradients must agree first.
   v10026    2 utterances of 182 and 175 rows with 38 and 40 labels, V = 10026, J = 1024
 
   mini_pkd              as training runs it
-  mini_pkd-keep         keeps an utterance's probabilities (keep_bytes large): fewest operations, most memory
-  mini_pkd-recompute    computes every chunk's logits twice (keep_bytes 0): least memory
+  mini_pkd-keep         keeps all of the student's logits (keep_bytes large): fewest operations, most memory
+  mini_pkd-recompute    computes the student's logits twice (keep_bytes 0): least memory
   tuned, tuned-recompute, stock       torch_reference.py
   fast_rnnt, optimized_transducer     joint and KL in PyTorch, their loss (python -m tests.bench.others builds them)
   warprnnt_numba        pip install warprnnt_numba; its loops are interpreted on a CPU: asked for by name only
