@@ -124,7 +124,8 @@ class OpenBLAS:
         raise LookupError("numpy's BLAS is not OpenBLAS")
 
     def call(self, name, *arguments, returns=None):
-        function = getattr(self.library, self.form % name, None)
+        # numpy's wheels up to 2.2 forgot to rename the callback's function
+        function = getattr(self.library, self.form % name, None) or getattr(self.library, f"openblas_{name}", None)
         if function is None:
             raise LookupError(f"this OpenBLAS has no {name}")
         function.restype = returns
