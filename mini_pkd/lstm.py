@@ -99,7 +99,7 @@ def _lstm_step(gates, recurrent, bias, first, t, c, h, packed):
             h[n, d] = packed[a, d] = o * tanh(new)
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False)  # with fastmath a thread of a single row rounded differently from one of two
 def _lstm_step_backward(g, gates, c, first, t, dh, dc, active, dz_packed):
     # gates[n] holds i, f, u, o on entry and dz on return; dz_packed is the same side by side for the product.
     H = c.shape[1]
