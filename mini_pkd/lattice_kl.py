@@ -16,26 +16,15 @@ where the rest is at most one symbol: up to V = 3 symbols, in the columns that h
 
 mixing="add" is L_RNNT + alpha L_KD; "convex" is (1 - alpha) L_RNNT + alpha L_KD (the paper does not say).
 
-`materialised_kl_and_gradients` is the oracle.  `distillation_loss` hands the walk of rnnt_loss.py a
-function that compares one chunk of the student's logits with the same chunk of the teacher's.  The teacher
-may have any joint width, but needs the same vocabulary, frames and labels: the same lattice.
+`materialised_kl_and_gradients` is the oracle.  `distillation_loss` is what training calls; lattice_walk.py
+computes it in chunks of nodes.  The teacher may have any joint width, but needs the same vocabulary, frames and
+labels: the same lattice.
 """
 
 import numpy as np
-from numba import njit, prange
 
-from mini_pkd.rnnt_loss import (
-    BLANK,
-    LatticeError,
-    check_lattice,
-    log_softmax,
-    log_sum,
-    record_scalar,
-    utterances,
-    walk,
-    wants_gradients,
-)
-from mini_pkd.simd import REORDER, exp, kernel, row_max
+from mini_pkd.lattice_walk import BLANK, LatticeError, check_lattice, walk_lattice
+from mini_pkd.rnnt_loss import log_softmax, log_sum, record_scalar, utterances, wants_gradients
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
@@ -106,153 +95,18 @@ def materialised_kl_and_gradients(
 
 
 # ---------------------------------------------------------------------------------------------------
-# Kernels
-# ---------------------------------------------------------------------------------------------------
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
-def add_bias(row, bias):
-    for k in range(row.shape[0]):
-        row[k] += bias[k]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
-def exp_row(row, shift, scale):
-    """row = exp((row - shift) * scale), in place; returns the sum."""
-    total = shift - shift
-    for k in range(row.shape[0]):
-        e = exp((row[k] - shift) * scale)
-        row[k] = e
-        total += e
-    return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
-def scale_row(row, factor):
-    for k in range(row.shape[0]):
-        row[k] *= factor
-
-
-@kernel(weight=4)
-def compare_full(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, kl):
-    """The KL of each node; in place, logits become the student's probabilities and teacher_logits the KL's
-    gradient by the student's logits, (P_S - P_T) / tau.
-    """
-    one = logits.dtype.type(1)
-    scale = logits.dtype.type(1 / temperature)
-    for n in prange(logits.shape[0]):
-        row, teacher_row = logits[n], teacher_logits[n]
-        add_bias(row, bias)
-        add_bias(teacher_row, teacher_bias)
-        top, teacher_top = row_max(row), row_max(teacher_row)
-
-        # KL = sum_k P_T(k) (x_T(k) - x_S(k)) - ln Z_T + ln Z_S, where x are the shifted and scaled logits
-        Z = teacher_Z = cross = one - one
-        if temperature == 1.0:
-            for k in range(row.shape[0]):
-                x, x_teacher = row[k] - top, teacher_row[k] - teacher_top
-                e, e_teacher = exp(x), exp(x_teacher)
-                Z += e
-                teacher_Z += e_teacher
-                cross += e_teacher * (x_teacher - x)
-                row[k] = e
-                teacher_row[k] = e_teacher
-            p, p_teacher = one / Z, one / teacher_Z
-            for k in range(row.shape[0]):
-                row[k] *= p
-                teacher_row[k] = row[k] - teacher_row[k] * p_teacher
-            kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
-        else:
-            for k in range(row.shape[0]):
-                x, x_teacher = (row[k] - top) * scale, (teacher_row[k] - teacher_top) * scale
-                e_teacher = exp(x_teacher)
-                Z += exp(x)
-                teacher_Z += e_teacher
-                cross += e_teacher * (x_teacher - x)
-                teacher_row[k] = e_teacher
-            p, p_teacher = scale / Z, scale / teacher_Z
-            for k in range(row.shape[0]):
-                teacher_row[k] = exp((row[k] - top) * scale) * p - teacher_row[k] * p_teacher
-            kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
-            Z = exp_row(row, top, one)  # the RNN-T loss itself knows no temperature
-            scale_row(row, one / Z)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")  # no fastmath: teacher = student must give exact zeros
-def class_log_probs(row, label, scale):
-    """ln P of blank, label and rest under softmax(row * scale); the row becomes P(k) / P(rest), in place.
-
-    The rest is summed by itself (blank and label are moved out of its way): 1 - P(blank) - P(label) would be
-    nothing but rounding error once a network is sure of itself.
-    """
-    scale64 = np.float64(scale)
-    far_below = row.dtype.type(-1e30)
-    blank, said = scale64 * row[0], -np.inf
-    row[0] = far_below
-    if label >= 0:
-        said = scale64 * row[label]
-        row[label] = far_below
-    top = row_max(row)
-    total = exp_row(row, top, scale)
-    scale_row(row, row.dtype.type(1) / total)
-
-    rest = scale64 * top + np.log(np.float64(total))
-    largest = max(rest, blank, said)
-    log_Z = largest + np.log(np.exp(rest - largest) + np.exp(blank - largest) + np.exp(said - largest))
-    return blank - log_Z, said - log_Z, rest - log_Z
-
-
-@kernel(weight=4)
-def compare_collapsed(logits, bias, teacher_logits, teacher_bias, node_labels, temperature, kl):
-    """As compare_full, with three classes.  Of the teacher only three numbers are needed, so its row then
-    serves for the gradient: P_S(c) - P_T(c) for class c, shared among the rest's symbols as P_S does.
-    """
-    one = logits.dtype.type(1)
-    scale = logits.dtype.type(1 / temperature)
-    for n in prange(logits.shape[0]):
-        row, out = logits[n], teacher_logits[n]
-        y = node_labels[n]
-        add_bias(row, bias)
-        add_bias(out, teacher_bias)
-        t_blank, t_label, t_rest = class_log_probs(out, y, scale)
-        for k in range(row.shape[0]):
-            out[k] = row[k]
-        s_blank, s_label, s_rest = class_log_probs(out, y, scale)
-        t_blank_p, t_label_p, t_rest_p = np.exp(t_blank), np.exp(t_label), np.exp(t_rest)
-        s_blank_p, s_label_p, s_rest_p = np.exp(s_blank), np.exp(s_label), np.exp(s_rest)
-        kl[n] = t_blank_p * (t_blank - s_blank) + t_rest_p * (t_rest - s_rest)
-        if y >= 0:
-            kl[n] += t_label_p * (t_label - s_label)
-
-        # row becomes P_S at temperature 1, for the RNN-T loss; out holds P_S(k) / P_S(rest) at tau
-        if temperature == 1.0:
-            p_rest = logits.dtype.type(s_rest_p)
-            for k in range(row.shape[0]):
-                row[k] = out[k] * p_rest
-            row[0] = s_blank_p
-            if y >= 0:
-                row[y] = s_label_p
-        else:
-            Z = exp_row(row, row_max(row), one)
-            scale_row(row, one / Z)
-        scale_row(out, logits.dtype.type((s_rest_p - t_rest_p) / temperature))
-        out[0] = (s_blank_p - t_blank_p) / temperature
-        if y >= 0:
-            out[y] = (s_label_p - t_label_p) / temperature
-
-
-# ---------------------------------------------------------------------------------------------------
 # The loss
 # ---------------------------------------------------------------------------------------------------
 
 
 def distillation_loss(
     student, teacher, labels, lengths, label_lengths,
-    alpha=ALPHA, temperature=1.0, kind="full", mixing="add", **budgets,
+    alpha=ALPHA, temperature=1.0, kind="full", mixing="add", **options,
 ):  # fmt: skip
     """RNN-T and distillation together: (mean loss as a Tensor, RNN-T losses (B,), KL (B,)).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
-    budgets: chunk_bytes and keep_bytes of rnnt_loss.walk.
+    options: chunk_bytes of lattice_walk.walk_lattice.
     """
     if kind not in KINDS or mixing not in MIXINGS:
         raise LatticeError(
@@ -268,16 +122,11 @@ def distillation_loss(
     labels, lengths, label_lengths = check_lattice(
         [("student", arrays), ("teacher", teacher)], labels, lengths, label_lengths
     )
-    compare_rows = compare_full if kind == "full" else compare_collapsed
-
-    def compare(logits, bias, teacher_logits, teacher_bias, node_labels, kl):
-        compare_rows(logits, bias, teacher_logits, teacher_bias, node_labels, float(temperature), kl)
-
     B = len(lengths)
     rnnt_weight = 1.0 if mixing == "add" else 1.0 - alpha
-    losses, kl, grads = walk(
+    losses, kl, grads = walk_lattice(
         arrays, labels, lengths, label_lengths, wants_gradients(student), rnnt_weight / B,
-        teacher, compare, alpha / B, **budgets,
+        teacher, kind, temperature, alpha / B, **options,
     )  # fmt: skip
     loss = (rnnt_weight * losses + alpha * kl).mean()
     return record_scalar(loss, student, grads), losses, kl

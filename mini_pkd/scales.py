@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from . import UserError
 from .conformer import ConformerConfig
 from .decode import MAX_SYMBOLS
-from .rnnt_loss import KEEP_BYTES
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig
 
@@ -102,7 +101,7 @@ class Settings:
     temperature: float = 1.0
     kl: str = "full"  # full | collapsed
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
-    keep_mb: int = KEEP_BYTES // 2**20  # MiB of the logits of an utterance that are kept; the rest is computed twice
+    keep_mb: int = 128  # MiB of the logits of an utterance that are kept; the rest is computed twice
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
     max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time
     time_masks: int = 2  # and which rows and cepstra are hidden from the encoder

@@ -16,10 +16,11 @@ from mini_pkd import ops
 from mini_pkd.attention import causal_attention
 from mini_pkd.convolution import depthwise_convolution, max_pool
 from mini_pkd.lattice_kl import distillation_loss
+from mini_pkd.lattice_walk import forward_backward
 from mini_pkd.layers import Module, parameter
 from mini_pkd.lstm import lstm
 from mini_pkd.optimizer import Adam
-from mini_pkd.rnnt_loss import forward_backward, rnnt_loss
+from mini_pkd.rnnt_loss import rnnt_loss
 from mini_pkd.tensor import Tensor, keep_freed_memory
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
@@ -95,7 +96,7 @@ def test_forward_backward_recursion(benchmark):
     columns = U + 1
     node_start = np.concatenate([[0], np.cumsum(T * columns)])
     blank, label = -3 * np.random.default_rng(0).random((2, node_start[-1]))
-    out = np.empty_like(blank), np.empty_like(blank), np.empty(len(T))
+    out = [np.empty_like(blank) for _ in range(4)] + [np.empty(len(T))]
     benchmark(forward_backward, blank, label, node_start, columns, *out)
 
 

@@ -8,8 +8,6 @@ of gradients must agree first.
   v10026    2 utterances of 182 and 175 rows with 38 and 40 labels, V = 10026, J = 1024
 
   mini_pkd              as training runs it
-  mini_pkd-keep         keeps all of the student's logits (keep_bytes large): fewest operations, most memory
-  mini_pkd-recompute    computes the student's logits twice (keep_bytes 0): least memory
   tuned, tuned-recompute, stock       torch_reference.py
   fast_rnnt, optimized_transducer     joint and KL in PyTorch, their loss (python -m tests.bench.others builds them)
   warprnnt_numba        pip install warprnnt_numba; its loops are interpreted on a CPU: asked for by name only
@@ -20,7 +18,7 @@ log-probabilities per node.
 
 examples:
   python -m tests.bench.lattice --threads 2
-  python -m tests.bench.lattice v10026 --kl only --names mini_pkd-keep mini_pkd-recompute tuned stock --repeats 3
+  python -m tests.bench.lattice v10026 --kl only --names mini_pkd tuned stock --repeats 3
   python -m tests.bench.lattice v500 --recursion --threads 1
 """
 
@@ -35,8 +33,7 @@ from . import measure, others
 MODULE = "tests.bench.lattice"
 ALPHA = 0.02
 NAMES = (
-    "mini_pkd", "mini_pkd-keep", "mini_pkd-recompute", "tuned", "tuned-recompute", "stock", "fast_rnnt",
-    "optimized_transducer", "warprnnt_numba",
+    "mini_pkd", "tuned", "tuned-recompute", "stock", "fast_rnnt", "optimized_transducer", "warprnnt_numba",
 )  # fmt: skip
 DEFAULT = NAMES[:-1]
 RECURSION_NAMES = ("mini_pkd", "tuned", "fast_rnnt")
@@ -75,7 +72,6 @@ class Mini:
         self.lengths, self.label_lengths, self.labels, student, self.teacher = make_case(shape)
         self.inputs = [Tensor(array, requires_grad=True) for array in student]
         self.kl = kl
-        self.budgets = {"mini_pkd-keep": {"keep_bytes": 2**40}, "mini_pkd-recompute": {"keep_bytes": 0}}.get(name, {})
 
     def step(self):
         from mini_pkd.lattice_kl import distillation_loss
@@ -83,9 +79,9 @@ class Mini:
 
         lattice = self.labels, self.lengths, self.label_lengths
         if self.kl:
-            loss = distillation_loss(self.inputs, self.teacher, *lattice, ALPHA, **self.budgets)[0]
+            loss = distillation_loss(self.inputs, self.teacher, *lattice, ALPHA)[0]
         else:
-            loss = rnnt_loss(*self.inputs, *lattice, **self.budgets)[0]
+            loss = rnnt_loss(*self.inputs, *lattice)[0]
         for tensor in self.inputs:
             tensor.grad = None
         loss.backward()
@@ -225,7 +221,7 @@ class Recursion:
         B, T, C = len(self.lengths), self.lengths.max(), self.columns.max()
         blank, label = (-3 * rng.random((B, T, C)) for _ in range(2))
         if name == "mini_pkd":
-            from mini_pkd.rnnt_loss import forward_backward
+            from mini_pkd.lattice_walk import forward_backward
 
             self.kernel = forward_backward
             shapes = list(zip(self.lengths, self.columns, strict=True))
@@ -235,7 +231,7 @@ class Recursion:
                 np.concatenate([x[b, :t, :c].ravel() for b, (t, c) in enumerate(shapes)]) for x in (blank, label)
             )
             self.node_start = np.concatenate([[0], np.cumsum(self.lengths * self.columns)])
-            self.d_blank, self.d_label = np.empty_like(self.blank), np.empty_like(self.label)
+            self.outputs = [np.empty_like(self.blank) for _ in range(4)]  # go_on, speak, take_blank, take_label
             self.totals = np.empty(B)
             return
         import torch
@@ -259,8 +255,9 @@ class Recursion:
 
     def step(self):
         if self.name == "mini_pkd":
-            self.kernel(self.blank, self.label, self.node_start, self.columns, self.d_blank, self.d_label, self.totals)
-            return -float(self.totals.mean()), [self.d_blank, self.d_label[np.isfinite(self.label)]]
+            self.kernel(self.blank, self.label, self.node_start, self.columns, *self.outputs, self.totals)
+            _, _, take_blank, take_label = self.outputs
+            return -float(self.totals.mean()), [take_blank, take_label[np.isfinite(self.label)]]
         if self.name == "fast_rnnt":
             found, (px, py) = self.kernel(self.px, self.py, self.boundary, return_grad=True)
             return -float(found.mean()), [py.numpy(), px.numpy()]

@@ -9,13 +9,16 @@ their gradients must agree (without dropout).  Timed steps have dropout on, each
   tiny-16, ...     16 utterances of the corpus with lengths spread over 2 to 6 s; any number goes
   full             the 128 M teacher of the paper, 10026 symbols: two synthetic utterances of 14 and 14.5 s with
                    38 and 40 labels (needs about 10 GB for all three; --only takes less)
+  full-34          the same model on one synthetic utterance of 34 s (any number goes) with four labels a second and
+                   no teacher, as T1 and the baselines train: its lattice is mostly nodes that no path comes near
 
 Student and teacher are both of size T1 unless --student / --teacher say otherwise (a size of scales.py, or
 none).  SpecAugment has been applied beforehand: it is part of the data here.
 
 Reported: medians over the repeats and their ratios; GFLOP of a step, counted from the formulas on the rows and
-nodes that exist, recomputation not counted; MFU, their rate over the best float32 matrix product (2048 x 2048)
-that any of the processes reached in this run; the peak memory of each process, from its first step on.
+nodes that exist (recomputation not counted, nodes left out not subtracted); MFU, their rate over the best float32
+matrix product (2048 x 2048) that any of the processes reached in this run; the peak memory of each process, from its
+first step on.
 
 examples:
   python -m tests.bench.training_step tiny small --threads 2
@@ -75,15 +78,17 @@ def corpus_batch(scale, number=None):
     return part.batch(np.random.default_rng(0).permutation(chosen)), bpe.size
 
 
-def synthetic_batch(scale):
-    """Two utterances of 14 and 14.5 s, 38 and 40 labels."""
+def synthetic_batch(scale, seconds=None):
+    """Two utterances of 14 and 14.5 s, 38 and 40 labels; or one of `seconds`, four labels a second."""
     from mini_pkd.corpus import Batch
 
     rng = np.random.default_rng(0)
     lengths, label_lengths = np.array([1450, 1400]), np.array([38, 40])
+    if seconds:
+        lengths, label_lengths = np.array([100 * seconds]), np.array([4 * seconds])
     features = rng.standard_normal((lengths.sum(), 40), dtype=np.float32)
     labels = rng.integers(1, scale.settings.vocab_size, label_lengths.sum())
-    return Batch(["synthetic-0", "synthetic-1"], features, lengths, labels, label_lengths)
+    return Batch([f"synthetic-{b}" for b in range(len(lengths))], features, lengths, labels, label_lengths)
 
 
 def write_case(folder, size, student, teacher):
@@ -95,7 +100,8 @@ def write_case(folder, size, student, teacher):
     name, _, number = size.partition("-")
     scale = get_scale(name)
     if name == "full":
-        batch, symbols = synthetic_batch(scale), scale.settings.vocab_size
+        batch, symbols = synthetic_batch(scale, int(number) if number else None), scale.settings.vocab_size
+        teacher = "none" if number else teacher
     else:
         batch, symbols = corpus_batch(scale, int(number) if number else None)
     masks = [generator(0, "benchmark", "masks", i) for i in batch.ids]
@@ -470,8 +476,8 @@ def run_size(size, threads, arguments):
                     print_profile(found) if name == "mini_pkd" else print(f"\n```\n{found}\n```")
                 return None
             rates = [worker.ask("gemm") for worker in running.values()]
-            repeats = arguments.repeats or (5 if size == "full" else 15)
-            warm_up = 1 if size == "full" else 3
+            repeats = arguments.repeats or (5 if size.startswith("full") else 15)
+            warm_up = 1 if size.startswith("full") else 3
             if arguments.memory:
                 repeats, warm_up = 2, 1
             seconds = measure.take_turns(running, repeats, warm_up)
@@ -544,8 +550,10 @@ def main(argv=None):
         for size in arguments.sizes:
             name, dash, number = size.partition("-")
             known = get_scale(name).sizes
-            if dash and not (number.isdecimal() and int(number) and name != "full"):
-                raise measure.Failed(f"{size} is no size: say tiny, small or full, or tiny-16 for 16 utterances.")
+            if dash and not (number.isdecimal() and int(number)):
+                raise measure.Failed(
+                    f"{size} is not a size: say tiny, small or full, tiny-16 for 16 utterances or full-34 for 34 s."
+                )
             for wanted in (arguments.student, arguments.teacher):
                 if wanted not in known and (wanted != "none" or arguments.student == "none"):
                     raise measure.Failed(f"there is no model {wanted!r} in {name}; known are {', '.join(known)}.")

@@ -1,0 +1,113 @@
+"""The chunked walk: nodes that no path comes near are left out, and nothing notices."""
+
+import numpy as np
+import pytest
+
+from mini_pkd import lattice_walk
+from mini_pkd.lattice_walk import lattice_offsets, rows_of_nodes, walk_lattice
+from mini_pkd.rnnt_loss import materialised_loss_and_gradients
+
+
+def sharp_batch(sizes=((60, 20), (1, 0), (45, 2), (3, 9)), V=12, J=8, dtype=np.float32):
+    """A batch on which paths stay near one way, as in a trained model: each row likes its own symbol."""
+    rng = np.random.default_rng(0)
+    T, U = np.array(sizes).T
+    enc, pred = rng.standard_normal((T.sum(), J)), rng.standard_normal(((U + 1).sum(), J))
+    table, bias = 4 * rng.standard_normal((V, J)), np.zeros(V)
+    return tuple(a.astype(dtype) for a in (enc, pred, table, bias)), rng.integers(1, V, U.sum()), T, U
+
+
+def spy_on_backward(monkeypatch):
+    """The d_logits that reach the matrix products, copied."""
+    seen = []
+    original = lattice_walk.joint_backward
+
+    def joint_backward(d_logits, *rest):
+        seen.append(d_logits.copy())
+        original(d_logits, *rest)
+
+    monkeypatch.setattr(lattice_walk, "joint_backward", joint_backward)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunk_bytes", [None, 0, 5000])
+def test_leaving_nodes_out_changes_no_gradient(monkeypatch, dtype, chunk_bytes):
+    """Against all nodes and against the oracle: within the rounding of a float sum of some thousand terms, about
+    20 eps of the largest entry, whose own terms cancel in part."""
+    network, labels, T, U = sharp_batch(dtype=dtype)
+    exact = tuple(array.astype(np.float64) for array in network)
+    _, oracle = materialised_loss_and_gradients(*exact, labels, T, U)
+    seen = spy_on_backward(monkeypatch)
+    losses, _, grads = walk_lattice(network, labels, T, U, chunk_bytes=chunk_bytes)
+    nodes = (T * (U + 1)).sum()
+    assert sum(map(len, seen)) < 0.8 * nodes  # or nothing was tested
+    del seen[:]
+    losses_all, _, grads_all = walk_lattice(network, labels, T, U, chunk_bytes=chunk_bytes, negligible=-1)
+    assert sum(map(len, seen)) == nodes
+    assert np.array_equal(losses, losses_all)
+    eps = np.finfo(dtype).eps
+    for g, every, o in zip(grads, grads_all, oracle, strict=True):
+        scale = max(1, np.abs(o).max())
+        assert np.abs(g - every).max() < 20 * eps * scale
+        # no further from the truth than with every node, but for rounding
+        assert np.abs(g - o).max() < np.abs(every - o).max() + 20 * eps * scale
+
+
+def test_what_is_left_out_weighs_less_than_one_rounding():
+    network, labels, T, U = sharp_batch()
+    negligible = np.finfo(np.float32).eps / (T * (U + 1)).sum()
+    with_all, without = (
+        walk_lattice(tuple(a.astype(np.float64) for a in network), labels, T, U, negligible=n)[2]
+        for n in (-1, negligible)
+    )
+    for a, b in zip(with_all, without, strict=True):
+        assert np.abs(a - b).max() < np.finfo(np.float32).eps * max(1, np.abs(network[2]).max())
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(with_all, without, strict=True))
+
+
+def test_no_denormal_number_reaches_a_product(monkeypatch):
+    """Sure of itself and wrong: most gradients are far below 1e-38 (without a teacher and with one)."""
+    (enc, pred, table, bias), labels, T, U = sharp_batch(V=40)
+    network = (enc, pred, 10 * table, bias)
+    seen = spy_on_backward(monkeypatch)
+    walk_lattice(network, labels, T, U)
+    walk_lattice(network, labels, T, U, teacher=network[:3] + (bias + 1,), kl_weight=1e-3)
+    walk_lattice(network, labels, T, U, teacher=network, kl_weight=1e-3, kind="collapsed", temperature=2.0)
+    size = np.abs(np.concatenate(seen))
+    assert ((size == 0) | (size >= np.finfo(np.float32).tiny)).all()
+    assert (size == 0).mean() > 0.05  # so some were flushed
+
+
+def test_a_teacher_is_followed_at_every_node(monkeypatch):
+    network, labels, T, U = sharp_batch()
+    seen = spy_on_backward(monkeypatch)
+    walk_lattice(network, labels, T, U, teacher=network, kl_weight=1.0)
+    assert sum(map(len, seen)) == (T * (U + 1)).sum()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_nodes(seed):
+    """Every kept node has one row; in place, no row is written that another iteration still has to read."""
+    rng = np.random.default_rng(seed)
+    N = int(rng.integers(1, 40))
+    taken = np.where(rng.random(N) < rng.random(), rng.random(N), 1e-12)
+    taken[rng.integers(N)] = np.nan  # not hidden
+    kept = np.flatnonzero(~(taken < 1e-9))
+    for in_place in (True, False):
+        node_of, row_of = rows_of_nodes(taken, 1e-9, in_place)
+        assert sorted(node_of) == list(kept)
+        assert np.array_equal(row_of[node_of], np.arange(len(kept))) and (np.delete(row_of, kept) == -1).all()
+    node_of, _ = rows_of_nodes(taken, 1e-9, in_place=True)
+    for row, node in enumerate(node_of):
+        assert row == node or row not in node_of
+
+
+def test_not_a_number_reaches_loss_and_gradient():
+    """A NaN in one utterance reaches the loss and that utterance's gradients."""
+    (enc, pred, table, bias), labels, T, U = sharp_batch()
+    enc[0, 0] = np.nan
+    losses, _, grads = walk_lattice((enc, pred, table, bias), labels, T, U)
+    enc_start = lattice_offsets(T, U)[0]
+    assert np.isnan(losses[0]) and np.isfinite(losses[1:]).all()
+    assert np.isnan(grads[0][0]).all() and np.isfinite(grads[0][enc_start[1] :]).all()
