@@ -23,8 +23,8 @@ labels: the same lattice.
 
 import numpy as np
 
-from mini_pkd.lattice_walk import BLANK, LatticeError, check_lattice, walk_lattice
-from mini_pkd.rnnt_loss import log_softmax, log_sum, record_scalar, utterances, wants_gradients
+from .lattice_walk import BLANK, LatticeError, check_lattice, walk_lattice
+from .rnnt_loss import log_softmax, log_sum, record_scalar, utterances, wants_gradients
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
@@ -135,7 +135,7 @@ def distillation_loss(
 if __name__ == "__main__":
     import time
 
-    from mini_pkd.tensor import Tensor
+    from .tensor import Tensor
 
     half, quarter = np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25])
     print("student 1/2 1/4 1/4, teacher 1/4 1/2 1/4: KL = 1/4 ln 1/2 + 1/2 ln 2 = (ln 2) / 4")

@@ -29,8 +29,8 @@ import itertools
 
 import numpy as np
 
-from mini_pkd.lattice_walk import BLANK, check_lattice, lattice_offsets, walk_lattice
-from mini_pkd.tensor import is_recording, record
+from .lattice_walk import BLANK, check_lattice, lattice_offsets, walk_lattice
+from .tensor import is_recording, record
 
 # ---------------------------------------------------------------------------------------------------
 # 1. All paths, one at a time
@@ -198,7 +198,7 @@ def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **options)
 if __name__ == "__main__":
     import time
 
-    from mini_pkd.tensor import Tensor, no_grad
+    from .tensor import Tensor, no_grad
 
     scores = np.array([
         [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.2, 0.8, 0.1]],

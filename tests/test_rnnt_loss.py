@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from mini_pkd.lattice_walk import LatticeError, chunk_groups, forward_backward, lattice_offsets
+from mini_pkd.lattice_kernels import forward_backward
+from mini_pkd.lattice_walk import LatticeError, chunk_groups, lattice_offsets
 from mini_pkd.lattice_walk import walk_lattice as walk
 from mini_pkd.rnnt_loss import (
     brute_force,

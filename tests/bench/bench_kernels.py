@@ -15,8 +15,8 @@ import pytest
 from mini_pkd import ops
 from mini_pkd.attention import causal_attention
 from mini_pkd.convolution import depthwise_convolution, max_pool
+from mini_pkd.lattice_kernels import forward_backward
 from mini_pkd.lattice_kl import distillation_loss
-from mini_pkd.lattice_walk import forward_backward
 from mini_pkd.layers import Module, parameter
 from mini_pkd.lstm import lstm
 from mini_pkd.optimizer import Adam

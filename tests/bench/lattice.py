@@ -221,7 +221,7 @@ class Recursion:
         B, T, C = len(self.lengths), self.lengths.max(), self.columns.max()
         blank, label = (-3 * rng.random((B, T, C)) for _ in range(2))
         if name == "mini_pkd":
-            from mini_pkd.lattice_walk import forward_backward
+            from mini_pkd.lattice_kernels import forward_backward
 
             self.kernel = forward_backward
             shapes = list(zip(self.lengths, self.columns, strict=True))
