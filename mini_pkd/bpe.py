@@ -210,13 +210,20 @@ class BPE:
         """The inverse of `to_dict`; anything else is a UserError that names `where`."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{where} is no mini_pkd vocabulary or cut short; train it again or bring a copy")
-        if content.get("version") != VERSION:
+        version = content.get("version")
+        if type(version) is int and version != VERSION:
             raise UserError(
-                f"{where} has format version {content.get('version')} and this program reads "
+                f"{where} has format version {version} and this program reads "
                 f"version {VERSION}; load it with the mini_pkd that wrote it"
             )
         try:
-            characters = content["characters"]
+            characters, asked = content["characters"], content["asked"]
+            intact = (
+                type(version) is type(asked) is int
+                and characters.split() == [characters]  # no white space
+                and characters == "".join(sorted({MARKER, *characters}))  # each once, in order, and the marker
+            )
+            characters.encode("utf-8")  # half a surrogate pair, which JSON can hold, could never be printed
             id_of = {character: i for i, character in enumerate(characters, start=1)}
             merges, counts = [], []
             for line in content["merges"]:
@@ -224,8 +231,8 @@ class BPE:
                 merges.append((id_of[left], id_of[right]))
                 counts.append(int(count))
                 id_of[left + right] = len(characters) + len(merges)
-            bpe = cls(characters, merges, counts, int(content["asked"]))
-            intact = bpe.fingerprint() == content["fingerprint"]
+            bpe = cls(characters, merges, counts, asked)
+            intact = intact and bpe.fingerprint() == content["fingerprint"]
         except (KeyError, ValueError, TypeError, AttributeError):
             intact = False
         if not intact:

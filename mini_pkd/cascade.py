@@ -40,9 +40,10 @@ from .corpus import disk_errors, find_parts, missing_roles, read_part, word_coun
 from .decode import beam_search
 from .estimate import describe
 from .feature_store import FeatureStore, estimate_normaliser, only_process
+from .model_file import load_model, save_model
 from .scales import SCALES, count_parameters, get_scale
 from .specaugment import generator
-from .train import Interrupted, Part, StopSignal, load_model, save_model, train
+from .train import Interrupted, Part, StopSignal, train
 from .transducer import Transducer
 
 TEST_SETS = ("test-clean", "test-other")

@@ -12,7 +12,8 @@ Kill the process before step 3 and the old file stands untouched; after it, the 
 A checkpoint holds named arrays and a JSON-able dictionary `meta` (step, epoch, sizes, the vocabulary's
 fingerprint).  It is a plain uncompressed .npz, that is a zip of .npy files: `np.load` opens it, nothing
 is pickled, so loading a stranger's file cannot run a stranger's code, and the zip's CRC over every
-array finds a flipped bit.  The entries are
+array finds a flipped bit.  Nor can it fill the memory: every entry must be stored as it is, none may
+overlap another, and an array's shape must account for the bytes that are there.  The entries are
 
     meta              uint8: JSON text {"format", "version", "names", "meta"}
     0 encoder.weight  the arrays in order; the true names stand in "names", for .npz keys have traps of
@@ -24,6 +25,7 @@ Left out: compression (measured 60 times slower to write, for 7 % of the size) a
 import errno
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -38,6 +40,8 @@ from mini_pkd import UserError
 
 FORMAT = "mini_pkd checkpoint"
 VERSION = 1
+NUMBERS = "biufc"  # the kinds of dtype that a checkpoint stores
+MAX_META = 2**24  # bytes of JSON; a vocabulary of 10026 takes 0.3 MB, and parsed JSON can be 20 times its text
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -47,14 +51,15 @@ VERSION = 1
 def write_file_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write(file)` fill a binary file that appears at `path` only once it is complete.
 
-    The temporary name is always `path` + ".tmp": what a `kill -9` leaves behind is overwritten by the
+    The temporary name is always `path` + ".tmp": what a `kill -9` leaves behind is removed by the
     next save instead of piling up.  The price: two processes must not write the same path at once.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # "x" makes a new file: a link put there in between is an error
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -96,18 +101,20 @@ def _cannot_write(path: Path, error: OSError) -> str:
 def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write named arrays and a JSON-able `meta` to `path`, atomically.
 
-    Arrays of any shape (also 0-d and empty) and any dtype but object come back to the bit.  `meta`
+    Arrays of numbers of any shape (also 0-d and empty) come back to the bit, in C order.  `meta`
     goes through JSON: tuples come back as lists, keys as strings, numpy scalars as plain numbers.
     """
     entries = {}
     for i, (name, array) in enumerate(arrays.items()):
-        array = np.asarray(array)
-        if array.dtype.hasobject:  # np.savez would quietly pickle it, and load would refuse to read it
-            raise TypeError(f"array {name!r} holds Python objects; a checkpoint stores numbers only")
+        array = np.asarray(array, order="C")
+        if array.dtype.kind not in NUMBERS:  # np.savez would quietly pickle objects, and load would refuse them
+            raise TypeError(f"array {name!r} holds {array.dtype}; a checkpoint stores numbers only")
         entries[f"{i} {name}"] = array
     header = {"format": FORMAT, "version": VERSION, "names": list(arrays), "meta": dict(meta)}
-    text = json.dumps(header, default=_plain)
-    entries["meta"] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+    text = json.dumps(header, default=_plain).encode("utf-8")
+    if len(text) > MAX_META:
+        raise ValueError(f"meta is {len(text)} bytes of JSON; {MAX_META} is the most that load accepts")
+    entries["meta"] = np.frombuffer(text, dtype=np.uint8)
     write_file_atomic(path, lambda file: np.savez(file, **entries))
 
 
@@ -115,6 +122,8 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save` wrote: (arrays, meta).  Anything else is a UserError of one sentence."""
     path = Path(path)
     try:
+        if path.is_fifo():  # opening one waits for a writer
+            raise UserError(f"{path} is a pipe, no mini_pkd checkpoint; give a file that the training wrote")
         file = open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}; check the path or train the model") from None
@@ -128,14 +137,21 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         # for a flipped "encrypted" flag ...), all of which mean the same to the user.
         try:
             with zipfile.ZipFile(file) as archive:
-                files = set(archive.namelist())
-                header = _read_header(archive) if "meta.npy" in files else {}
+                files, header = archive.namelist(), {}
+                if "meta.npy" in files:
+                    _check_entries(archive, os.fstat(file.fileno()).st_size)
+                    header = _read_header(archive)
+                if header.get("format") == FORMAT and type(header["version"]) is not int:
+                    raise ValueError("a version that is no number")
                 if header.get("format") == FORMAT and header["version"] == VERSION:
-                    names = header["names"]
-                    arrays = {name: _read_array(archive, f"{i} {name}") for i, name in enumerate(names)}
-                    if len(files) != len(names) + 1:
-                        raise ValueError("entries that the header does not know")
-                    return arrays, header["meta"]
+                    names, meta = header["names"], header["meta"]
+                    wanted = ["meta.npy", *(f"{i} {name}.npy" for i, name in enumerate(names))]
+                    if sorted(wanted) != sorted(files) or not isinstance(meta, dict):
+                        raise ValueError("a header that does not fit the entries")
+                    arrays = {str(name): _read_array(archive, f"{i} {name}") for i, name in enumerate(names)}
+                    if len(arrays) < len(names):
+                        raise ValueError("two arrays of one name")
+                    return arrays, meta
         except Exception as error:
             raise UserError(
                 f"the checkpoint {path} is damaged or cut short ({type(error).__name__}); "
@@ -149,10 +165,30 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     )
 
 
+def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
+    """An archive of `size` bytes as `save` writes it holds no more than that: no compression, no byte used twice."""
+    end = 0
+    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise ValueError("a compressed entry")
+        if entry.header_offset < end:
+            raise ValueError("overlapping entries")
+        end = entry.header_offset + zipfile.sizeFileHeader + entry.file_size
+    if end > size or archive.getinfo("meta.npy").file_size > MAX_META:
+        raise ValueError("an entry of impossible size")
+
+
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     # All bytes first: `archive.read` checks the CRC at an entry's end.  np.load on the whole file stops
     # where the array's own header says that it ends, and a flipped bit may sit in just that header.
-    return np.load(io.BytesIO(archive.read(name + ".npy")), allow_pickle=False)
+    data = archive.read(name + ".npy")
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of another format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype.kind not in NUMBERS or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError("an array header that does not fit its bytes")  # before anything is allocated for it
+    return np.ndarray(shape, dtype, data, stream.tell()).copy()
 
 
 def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:

@@ -2,21 +2,25 @@
 
 Nothing is trusted and nothing is lost: a broken connection is taken up where it broke, size and md5 are checked
 before anything is unpacked, only plain files below the target are unpacked, and a finished part appears in
-one step, with a marker inside.
+one step, with a marker inside.  No more is read than an archive is long, a connection must bring PACE bytes in
+every PATIENCE seconds, and https never becomes http.
 """
 
 import argparse
 import hashlib
+import io
 import os
+import re
 import shutil
-import ssl
+import stat
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, responses
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import UserError
 from .corpus import disk_errors, progress_bar, scan
@@ -36,6 +40,8 @@ ARCHIVES = {
     "dev-clean-2": ("31", 126046265, "6d7ab67ac6a1d2c993d050e16d61080d"),
 }
 MARKER = ".complete"
+PATIENCE, PACE = 60, 60_000  # a connection that brings fewer bytes in so many seconds is given up
+DEPTH = 8  # most names in a path of an archive; LibriSpeech has five
 
 
 def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, keep_archive=False, show=True):
@@ -62,7 +68,7 @@ def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, k
         archive = to / f"{part}.tar.gz"
         if not archive.exists():
             partial = to / f"{part}.tar.gz.part"
-            _check_room(to, needed=2 * size - (partial.stat().st_size if partial.exists() else 0))
+            _check_room(to, needed=2 * size - _size(partial))
             _fetch(f"{mirror}/{number}/{part}.tar.gz", partial, size, retries, pause, part if show else None)
             os.replace(partial, archive)
         _verify(archive, size, md5, f"{part} md5" if show else None)
@@ -81,12 +87,25 @@ def _check_room(folder, needed):
         )
 
 
+def _size(path):
+    """Bytes in a plain file, 0 if there is none; through a link the download would land elsewhere."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise UserError(f"{path} is not a plain file of its own: delete it and run the same command again.")
+    return status.st_size
+
+
 def _fetch(url, partial, size, retries, pause, label):
     """Grow `partial` to `size` bytes; a dropped connection is taken up again where it broke off."""
-    failures, reason, arrived = 0, "", False
+    if not url.startswith(("https://", "http://")):
+        raise UserError(f"{url} is no web address: name a mirror that begins with https:// after --mirror.")
+    failures, reason, arrived, most = 0, "", False, 0
     with progress_bar(label, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         while True:
-            have = partial.stat().st_size if partial.exists() else 0
+            have = _size(partial)
             if have > size:  # left over from something else
                 partial.unlink()
                 have = 0
@@ -110,25 +129,105 @@ def _fetch(url, partial, size, retries, pause, label):
             except urllib.error.HTTPError as error:
                 if error.code not in (408, 416, 425, 429) and error.code < 500:
                     raise UserError(
-                        f"{url} could not be downloaded (HTTP {error.code} {error.reason}): "
+                        f"{url} could not be downloaded (HTTP {error.code} {responses.get(error.code, '')}): "
                         f"name another mirror with --mirror."
                     ) from None
-                reason = f"HTTP {error.code} {error.reason}"
+                reason = f"HTTP {error.code} {responses.get(error.code, '')}"
             except urllib.error.URLError as error:
-                reason = str(error.reason)
-            except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-                reason = str(error) or type(error).__name__
-            grown = partial.exists() and partial.stat().st_size > have
-            arrived = arrived or grown
-            failures = 1 if grown else failures + 1
+                reason = _printable(error.reason)
+            except (HTTPException, ConnectionError) as error:
+                reason = _printable(error) or type(error).__name__
+            now, most = _size(partial), max(most, have)
+            arrived = arrived or now > have
+            # Only more than ever before, and not just a little, is progress: a server that begins again and again,
+            # or sends a byte and hangs up, must not keep us for ever.
+            failures = 1 if now >= min(most + PACE, size) else failures + 1
+            most = max(most, now)
+
+
+def _printable(error):
+    """What a server has said may hold line ends and escape sequences."""
+    return "".join(c if c.isprintable() else "?" for c in str(error)[:200])
+
+
+class _SteadyStream(io.RawIOBase):
+    """What comes from a socket, as long as `useful` grows: a time-out alone is per byte, so a drip would never end."""
+
+    def __init__(self, raw):
+        self.raw, self.since, self.useful = raw, time.monotonic(), 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if time.monotonic() - self.since > PATIENCE:
+            if self.useful < PACE:
+                raise ConnectionError(f"fewer than {PACE} bytes came in {PATIENCE} s")
+            self.since, self.useful = time.monotonic(), 0
+        try:
+            return self.raw.readinto(buffer)
+        except OSError as error:  # also "no route to host": the network's fault, not the disk's
+            raise ConnectionError(str(error)) from None
+
+    def close(self):
+        self.raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """Status, headers and body through a _SteadyStream; bytes of the body are what is useful."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._stream = _SteadyStream(self.fp.detach())
+        self.fp = io.BufferedReader(self._stream)
+
+    def read1(self, n=-1):
+        block = super().read1(n)
+        self._stream.useful += len(block)
+        return block
+
+
+class _HTTP(HTTPConnection):
+    response_class = _Response
+
+
+class _HTTPS(HTTPSConnection):
+    response_class = _Response
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def http_open(self, request):
+        return self.do_open(_HTTP, request)
+
+    def https_open(self, request):
+        return self.do_open(_HTTPS, request)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, response, code, message, headers, new_url):
+        response.close()  # urllib reads the body of a redirect to its end, and it may have none
+        if urlsplit(new_url).scheme not in ("https", urlsplit(request.full_url).scheme):
+            raise UserError(
+                f"{request.full_url} sends us on to {_printable(new_url)}, which is not https: "
+                f"name another mirror with --mirror."
+            )
+        return super().redirect_request(request, response, code, message, headers, new_url)
 
 
 def _fetch_some(url, partial, have, size, bar):
-    request = urllib.request.Request(url, headers={"User-Agent": "mini_pkd"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=60) as response:
+    opener = urllib.request.build_opener(_Handler, _Redirects)
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mini_pkd"})
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+        response = opener.open(request, timeout=PATIENCE)
+    except (ValueError, OverflowError) as error:  # from an address that is none, in a redirect for instance
+        raise HTTPException(str(error)) from None
+    with response:
         promised = response.headers.get("Content-Length")
+        if promised is not None and not re.fullmatch("[0-9]{1,18}", promised):
+            raise HTTPException(f"the length {promised[:40]!r} is no number")
         if response.status == 206:
             start = response.headers.get("Content-Range", "").removeprefix("bytes").strip().split("-")[0]
             if start != str(have):
@@ -141,10 +240,16 @@ def _fetch_some(url, partial, have, size, bar):
                 f"it is another file, name another mirror with --mirror."
             )
         bar.n = have
-        with open(partial, "ab" if have else "wb") as file:
-            while block := response.read(1 << 20):
+        with open(partial, "ab" if have else "wb", opener=_open_no_link) as file:
+            # A body without a length may be endless; whether the first `size` bytes are the archive, md5 will tell.
+            while have < size and (block := response.read1(min(1 << 20, size - have))):
                 file.write(block)
+                have += len(block)
                 bar.update(len(block))
+
+
+def _open_no_link(path, flags):
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # _size has looked, but that was before
 
 
 def _verify(archive, size, md5, label):
@@ -166,12 +271,13 @@ def _verify(archive, size, md5, label):
 
 
 def _check_member(member, archive):
-    """Only plain files and folders, only below the folder of extraction."""
+    """Only plain files and folders, only below the folder of extraction, and not so deep that paths become too long."""
     names = member.name.replace("\\", "/").split("/")
     drive = len(member.name) > 1 and member.name[1] == ":"
-    if not (member.isfile() or member.isdir()) or names[0] == "" or ".." in names or drive:
+    deep = len(names) > DEPTH or len(member.name) > 255
+    if not (member.isfile() or member.isdir()) or names[0] == "" or ".." in names or drive or deep:
         raise UserError(
-            f"{archive} holds the entry {member.name!r}, which is not a plain file inside it: "
+            f"{archive} holds the entry {member.name[:80]!r}, which is not a plain file inside it, a few folders deep: "
             f"it is not LibriSpeech's archive, so nothing of it was put in place; delete it."
         )
 
@@ -196,9 +302,11 @@ def _unpack(archive, part, to, label):
             os.replace(path, to / "LibriSpeech" / name)
         (unpacked / MARKER).write_text("unpacked by mini_pkd.download\n")
         os.replace(unpacked, to / "LibriSpeech" / part)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except Exception as error:  # tarfile, gzip and zlib fail in a dozen ways, RecursionError among them
+        if isinstance(error, UserError) or getattr(error, "errno", None):  # the latter is the disk's
+            raise
         raise UserError(
-            f"{archive} cannot be unpacked ({error}): delete it and run the same command again."
+            f"{archive} cannot be unpacked ({_printable(error)}): delete it and run the same command again."
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

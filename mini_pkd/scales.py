@@ -18,7 +18,7 @@ from . import UserError
 from .conformer import ConformerConfig
 from .decode import MAX_SYMBOLS
 from .specaugment import SpecAugmentPolicy
-from .transducer import TransducerConfig
+from .transducer import TransducerConfig, count_parameters
 
 
 @dataclass(frozen=True)
@@ -324,24 +324,6 @@ def get_scale(name):
     if name not in SCALES:
         raise UserError(f"there is no scale {name!r}{_nearest(name, SCALES)}.")
     return SCALES[name]
-
-
-def count_parameters(config):
-    """Numbers in a transducer of this TransducerConfig, without building it.
-
-    >>> round(count_parameters(FULL.sizes["T1"].config(10026)) / 1e6)
-    128
-    """
-    e, V, J, H = config.encoder, config.symbols, config.joint_width, config.lstm_width
-    D, F = e.width, e.expansion * e.width
-    norms = 6 * 2 * D
-    feed_forward = 2 * (D * F + F + F * D + D)
-    attention = D * 3 * D + 3 * D + e.window * D + D * D + D
-    convolution = D * 2 * D + 2 * D + e.kernel * D + D + D * D + D
-    encoder = e.features * D + D + e.blocks * (norms + feed_forward + attention + convolution)
-    lstm = sum(4 * H * ((J if i == 0 else H) + H + 1) for i in range(config.lstm_layers))
-    joint = D * J + J + H * J + J + V
-    return encoder + V * J + lstm + joint
 
 
 def forward_flop(config, frames, labels, nodes):

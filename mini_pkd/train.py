@@ -24,18 +24,15 @@ import numpy as np
 from tqdm import tqdm
 
 from . import UserError, checkpoint, wer
-from .bpe import BPE
 from .corpus import check_lattice, collate, make_batches
 from .decode import greedy
 from .feature_store import FeatureStore
-from .features import Normaliser
 from .lattice_kl import distillation_loss
 from .layers import NO_DROPOUT, DropoutKeys
 from .optimizer import Adam, learning_rate
 from .rnnt_loss import rnnt_loss
 from .specaugment import generator, spec_augment
 from .tensor import keep_freed_memory, no_grad
-from .transducer import Transducer, TransducerConfig
 
 MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
 LOG_COLUMNS = (
@@ -105,46 +102,6 @@ class Part:
         return make_batches(
             self.store.lengths, max_frames, max_utterances, indices=self.indices, **options
         )
-
-
-# --- models on disk -------------------------------------------------------------------------------------------
-
-
-def save_model(path, model, normaliser, bpe, **about):
-    """One file that holds all that transcription needs: weights, sizes, vocabulary, normaliser."""
-    arrays = {f"weights/{name}": p.data for name, p in model.named_parameters().items()}
-    arrays |= {f"normaliser/{name}": array for name, array in normaliser.arrays().items()}
-    meta = {"model": model.config_dict(), "vocabulary": bpe.to_dict(), "about": about}
-    checkpoint.save(path, arrays, meta)
-
-
-def load_model(path):
-    """-> (Transducer, Normaliser, BPE, about); a foreign or damaged file is a UserError of one sentence."""
-    arrays, meta = checkpoint.load(path)
-    try:
-        config = TransducerConfig.from_dict(meta["model"])
-        bpe = BPE.from_dict(meta["vocabulary"])
-        model = Transducer(config, np.random.default_rng(0))
-        parameters = model.named_parameters()
-        for name, p in parameters.items():
-            saved = arrays[f"weights/{name}"]
-            if saved.shape != p.shape:
-                raise ValueError(f"{name} has shape {saved.shape} instead of {p.shape}")
-            p.data = saved
-        normaliser = Normaliser.from_arrays(
-            {name.partition("/")[2]: a for name, a in arrays.items() if name.startswith("normaliser/")}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is a mini_pkd file but not a model that this version can load ({error}): "
-            f"give a model.npz that mini_pkd.cascade wrote."
-        ) from None
-    if bpe.size != config.symbols:
-        raise UserError(
-            f"{path} holds a model over {config.symbols} symbols and a vocabulary of {bpe.size}: "
-            f"they do not belong together, train the model again."
-        )
-    return model, normaliser, bpe, meta["about"]
 
 
 # --- one step ---------------------------------------------------------------------------------------------------
@@ -257,6 +214,7 @@ class _Run:
         try:
             if arrays["values"].shape != self.adam.values.shape:
                 raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
+            _check_state(arrays, meta, self.adam.values)
             self.adam.restore(arrays, meta["adam_steps"])
             self.best_values = arrays["best"]
             for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds"):
@@ -335,3 +293,26 @@ class _Run:
             "best_dev_wer": self.best[0],
             "best_dev_loss": self.best[1],
         }
+
+
+def _check_state(arrays, meta, values):
+    """What `_Run.save` wrote has these types; anything else is a KeyError, TypeError or ValueError.
+
+    Comparing before converting keeps NaN and whole numbers too long for a float out.
+    """
+    for array in (arrays["values"], arrays["m"], arrays["v"], arrays["best"]):
+        if array.shape != values.shape or array.dtype != values.dtype or not np.isfinite(array).all():
+            raise ValueError("no weights or moments of this model")
+    counters = [meta[key] for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "adam_steps")]
+    numbers = [meta["seconds"], *meta["sums"], *(x for x in meta["best"] if x is not None)]
+    cells = [x for row in meta["rows"] for x in row if x is not None]
+    if not (
+        arrays["v"].min() >= 0
+        and all(type(x) is int and 0 <= x < 2**53 for x in counters)
+        and all(type(x) in (int, float) and -1e300 < x < 1e300 for x in numbers)
+        and all(type(x) in (int, float) for x in cells)
+        and isinstance(meta["sums"], list) and len(meta["sums"]) == 5
+        and isinstance(meta["best"], list) and len(meta["best"]) == 2
+        and isinstance(meta["rows"], list) and all(len(row) == len(LOG_COLUMNS) for row in meta["rows"])
+    ):  # fmt: skip
+        raise ValueError("no state of a training")

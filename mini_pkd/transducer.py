@@ -9,6 +9,7 @@ million parameters are paid for once.  The nodes are never laid out in memory: t
 and prediction rows to the joint's width J, and rnnt_loss.py and lattice_kl.py walk the lattice from there.
 """
 
+import reprlib
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -31,9 +32,39 @@ class TransducerConfig:
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of dataclasses.asdict, for checkpoints."""
-        values = dict(values)
-        return cls(encoder=ConformerConfig(**values.pop("encoder")), **values)
+        """The inverse of dataclasses.asdict, for checkpoints; anything else is a ValueError or a UserError."""
+        _check_sizes(values, asdict(cls()))
+        return cls(**values | {"encoder": ConformerConfig(**values["encoder"])})
+
+
+def _check_sizes(values, known):
+    """The keys of `known`, and whole numbers that an array can have as its size."""
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError(f"its sizes are not {', '.join(known)}")
+    for key, value in values.items():
+        if isinstance(known[key], dict):
+            _check_sizes(value, known[key])
+        elif type(value) is not int or not (key != "pools") <= value < 2**31:
+            raise ValueError(f"its {key} is {reprlib.repr(value)}")
+
+
+def count_parameters(config):
+    """Numbers in a transducer of this TransducerConfig, without building it.
+
+    >>> encoder = ConformerConfig(blocks=16, width=512, heads=4, window=256, kernel=32, expansion=4)
+    >>> count_parameters(TransducerConfig(encoder))  # the paper's 128 M
+    127732010
+    """
+    e, V, J, H = config.encoder, config.symbols, config.joint_width, config.lstm_width
+    D, F = e.width, e.expansion * e.width
+    norms = 6 * 2 * D
+    feed_forward = 2 * (D * F + F + F * D + D)
+    attention = D * 3 * D + 3 * D + e.window * D + D * D + D
+    convolution = D * 2 * D + 2 * D + e.kernel * D + D + D * D + D
+    encoder = e.features * D + D + e.blocks * (norms + feed_forward + attention + convolution)
+    lstm = 4 * H * (J + H + 1) + (config.lstm_layers - 1) * 4 * H * (H + H + 1)
+    joint = D * J + J + H * J + J + V
+    return encoder + V * J + lstm + joint
 
 
 class Transducer(Module):

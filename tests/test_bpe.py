@@ -1,6 +1,7 @@
 """BPE: the fast trainer against two slow ones, round trips, damaged files, and the promised speed."""
 
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -250,6 +251,20 @@ def test_foreign_and_damaged_files(tmp_path):
     del content["merges"]
     path.write_text(json.dumps(content), encoding="utf-8")
     assert "edited or damaged" in refused(path)
+    for changes in (  # these agree with their fingerprints
+        {"characters": "ENOT\ud800▁"},
+        {"characters": "ENOT ▁"},
+        {"characters": "EENOT▁"},
+        {"characters": "TONE▁"},
+        {"characters": "ENOT"},
+        {"asked": math.inf},
+        {"asked": "10"},
+        {"version": True},
+    ):
+        fingerprint = BPE(changes.get("characters", "ENOT▁"), [], [], 10).fingerprint()
+        with pytest.raises(UserError, match="edited or damaged"):
+            BPE.from_dict({**content, "merges": [], "fingerprint": fingerprint} | changes)
+    assert BPE.from_dict(BPE("ENOT▁", [], [], 10).to_dict()).size == 6
     content["version"] = 9
     path.write_text(json.dumps(content), encoding="utf-8")
     assert "version 9" in refused(path)

@@ -18,8 +18,8 @@ import soundfile
 from mini_pkd import cascade, checkpoint, estimate, report, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore, only_process
+from mini_pkd.model_file import load_model
 from mini_pkd.scales import TINY, count_parameters
-from mini_pkd.train import load_model
 
 MODELS = {"T1": None, "S1": "T1", "B1": None, "S2": "T1", "S3": "S1", "B2": None}  # name: teacher
 PARTS = {"train": 12, "dev": 4, "test-clean": 4, "test-other": 3}

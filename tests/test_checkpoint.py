@@ -1,9 +1,15 @@
 """Checkpoints survive to the bit, and every way of breaking a file ends in one sentence."""
 
 import errno
+import io
+import json
 import os
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,8 +90,11 @@ def test_meta_takes_numpy_numbers(tmp_path):
 def test_programmers_errors_leave_nothing_behind(tmp_path):
     with pytest.raises(TypeError, match="JSON cannot store"):
         checkpoint.save(tmp_path / "m", {}, {"object": object()})
-    with pytest.raises(TypeError, match="Python objects"):
-        checkpoint.save(tmp_path / "m", {"w": np.array([None])}, {})
+    for array in (np.array([None]), np.array(["text"]), np.zeros(2, "f4,i4"), np.zeros(2, "M8[s]")):
+        with pytest.raises(TypeError, match="numbers only"):
+            checkpoint.save(tmp_path / "m", {"w": array}, {})
+    with pytest.raises(ValueError, match="the most that load accepts"):
+        checkpoint.save(tmp_path / "m", {}, {"text": "x" * checkpoint.MAX_META})
     assert os.listdir(tmp_path) == []
 
 
@@ -96,6 +105,31 @@ def test_overwrites_and_makes_the_folder(tmp_path):
     checkpoint.save(path, {"w": np.ones(2)}, {"step": 2})
     assert checkpoint.load(path)[1] == {"step": 2}
     assert os.listdir(path.parent) == ["model.npz"]
+
+
+@pytest.mark.parametrize("trap", ["symlink_to", "hardlink_to", "dangling", "pipe"])
+def test_what_stands_at_the_temporary_name_is_not_written_through(tmp_path, monkeypatch, trap):
+    """Somebody else's link must not lead a save into another file, and a pipe must not make it wait."""
+    path, victim, temporary = tmp_path / "m", tmp_path / "victim", tmp_path / "m.tmp"
+    victim.write_text("precious")
+    if trap == "pipe":
+        os.mkfifo(temporary)
+        reader = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK)  # without the mend: a failure, and no waiting for ever
+    elif trap == "dangling":
+        temporary.symlink_to(tmp_path / "born by a save")
+    else:
+        getattr(temporary, trap)(victim)
+    checkpoint.write_text_atomic(path, "new")
+    if trap == "pipe":
+        os.close(reader)
+    assert path.read_text() == "new" and not path.is_symlink()
+    assert victim.read_text() == "precious" and sorted(os.listdir(tmp_path)) == ["m", "victim"]
+    # and one that appears just before the file is opened is refused
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, **how: (unlink(self, **how), temporary.symlink_to(victim)))
+    with pytest.raises(UserError, match="could not be written"):
+        checkpoint.write_text_atomic(path, "newer")
+    assert victim.read_text() == "precious" and path.read_text() == "new"
 
 
 # --- broken files ----------------------------------------------------------------------------------
@@ -174,10 +208,135 @@ def test_missing_foreign_and_newer_files(tmp_path):
     assert "version 99" in refused(tmp_path / "newer.npz")
 
 
-def test_pickles_are_never_loaded(tmp_path):
-    header = b'{"format": "mini_pkd checkpoint", "version": 1, "names": ["w"], "meta": {}}'
-    np.savez(tmp_path / "m.npz", **{"meta": np.frombuffer(header, np.uint8), "0 w": np.array([None], object)})
-    assert "damaged" in refused(tmp_path / "m.npz")
+# --- hostile files -----------------------------------------------------------------------------------
+
+
+def entry(array):
+    """An array as the .npy that np.savez would write."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def header_of(names="w", **changes):
+    """The entry `meta` of a checkpoint with these arrays."""
+    header = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "names": names, "meta": {}} | changes
+    return entry(np.frombuffer(json.dumps(header).encode(), np.uint8))
+
+
+def zipped(path, *entries, compression=zipfile.ZIP_STORED):
+    """A zip of (name, bytes) by hand; `np.savez` would be too well-behaved."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+def refused_cheaply(path):
+    """... with no more memory than a few times the file."""
+    tracemalloc.start()
+    try:
+        sentence = refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * path.stat().st_size + 2**22
+    finally:
+        tracemalloc.stop()
+    assert "damaged" in sentence
+    return sentence
+
+
+def test_the_hand_made_checkpoint_of_these_tests_loads(tmp_path):
+    zipped(tmp_path / "m", ("meta.npy", header_of()), ("0 w.npy", entry(np.arange(3))))
+    assert_same({"w": np.arange(3)}, checkpoint.load(tmp_path / "m")[0])
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    """Compressed entries: the array, the meta, or both; and one that only claims to be stored."""
+    zeros = entry(np.zeros(2**23, np.float32))  # 32 MiB become 32 kB
+    zipped(tmp_path / "m", ("meta.npy", header_of()), ("0 w.npy", zeros), compression=zipfile.ZIP_DEFLATED)
+    refused_cheaply(tmp_path / "m")
+    text = entry(np.frombuffer(b'{"a": ' + b" " * 2**23 + b"0}", np.uint8))
+    zipped(tmp_path / "m", ("meta.npy", text), compression=zipfile.ZIP_DEFLATED)
+    refused_cheaply(tmp_path / "m")
+    zipped(tmp_path / "m", ("meta.npy", header_of()), ("0 w.npy", entry(np.zeros(1000))))
+    data = (tmp_path / "m").read_bytes()
+    where = data.rindex(b"PK\x01\x02")  # w's entry in the directory; its sizes stand 20 bytes further
+    (tmp_path / "m").write_bytes(data[: where + 20] + struct.pack("<II", 2**31, 2**31) + data[where + 28 :])
+    refused_cheaply(tmp_path / "m")
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """A second name for the same 8 MB: the directory's two offsets are equal."""
+    data = entry(np.zeros(10**6))
+    zipped(tmp_path / "m", ("meta.npy", header_of("vw")), ("0 v.npy", data), ("1 w.npy", data))
+    good = (tmp_path / "m").read_bytes()
+    first, second = (good.index(name, good.index(b"PK\x01\x02")) - 46 for name in (b"0 v.npy", b"1 w.npy"))
+    offset = good[first + 42 : first + 46]
+    (tmp_path / "m").write_bytes(good[: second + 42] + offset + good[second + 46 :])
+    with zipfile.ZipFile(tmp_path / "m") as archive:
+        assert [i.header_offset for i in archive.infolist()].count(int.from_bytes(offset, "little")) == 2
+        with pytest.raises(ValueError, match="overlapping"):
+            checkpoint._check_entries(archive, 10**9)
+    refused(tmp_path / "m")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_duplicates_and_entries_that_the_header_does_not_know(tmp_path):
+    w = ("0 w.npy", entry(np.zeros(3)))
+    for entries in (
+        [("meta.npy", header_of()), w, w],
+        [("meta.npy", header_of()), w, ("1 v.npy", w[1])],
+        [("meta.npy", header_of()), ("0 v.npy", w[1])],
+        [("meta.npy", header_of("ww")), w, ("1 w.npy", w[1])],
+        [("meta.npy", header_of(meta=[1])), w],
+        [("meta.npy", header_of(names=5)), w],
+        [("meta.npy", header_of(version="1\n2")), w],
+        [("meta.npy", entry(np.frombuffer(b"[" * 10**5, np.uint8))), w],
+    ):
+        zipped(tmp_path / "m", *entries)
+        refused_cheaply(tmp_path / "m")
+
+
+def npy(header, data=b""):
+    """An .npy with this text as its header."""
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+def test_array_headers_that_do_not_fit_their_bytes(tmp_path):
+    shapes = "(1000000000,)", "(1000000000000,)", "(5,)", "(3,)", "(-2, -2)", "(4.0,)", "[4]", "('4',)", "()"
+    shapes += (f"({2**70}, 0)",)
+    entries = [npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n", b"x" * 16) for shape in shapes]
+    for descr in ("'|O'", "'<U1'", "'|V4'", "'<M8[s]'", "[('a', '<f4')]", "'<f999999999'", "5"):
+        entries.append(npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': (4,)}}\n", b"x" * 16))
+    entries.append(npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2)}\n", b"x" * 16))
+    entries += [npy("{"), npy("{}"), npy("[" * 5000), b"", b"\x93NUMPY", entry(np.array([None], object))]
+    inner = io.BytesIO()
+    np.savez_compressed(inner, w=np.zeros(10**6))  # np.load would open an archive inside the archive
+    entries.append(inner.getvalue())
+    for data in entries:
+        zipped(tmp_path / "m", ("meta.npy", header_of()), ("0 w.npy", data))
+        refused_cheaply(tmp_path / "m")
+    good = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4,)}\n", b"x" * 16)
+    zipped(tmp_path / "m", ("meta.npy", header_of()), ("0 w.npy", good))
+    assert checkpoint.load(tmp_path / "m")[0]["w"].tobytes() == b"x" * 16
+
+
+def test_a_huge_meta_is_refused_before_it_is_parsed(tmp_path):
+    """17 MB of JSON that would become 400 MB of lists."""
+    text = b'{"a": [' + b"[]," * (checkpoint.MAX_META // 3) + b"0]}"
+    zipped(tmp_path / "m", ("meta.npy", entry(np.frombuffer(text, np.uint8))))
+    tracemalloc.start()
+    refused(tmp_path / "m")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "m")
+    pipe = os.open(tmp_path / "m", os.O_RDWR)
+    os.write(pipe, b"0123")  # without the mend this test fails and does not hang
+    assert "is a pipe" in refused(tmp_path / "m")
+    os.close(pipe)
 
 
 # --- full disks, interruptions ---------------------------------------------------------------------
@@ -207,13 +366,15 @@ def test_full_disk(tmp_path, monkeypatch, call):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_a_device_that_is_really_full(tmp_path, size):
-    """The temporary name is a link to /dev/full: the kernel itself says ENOSPC, not a monkey."""
+def test_a_device_that_is_really_full(tmp_path, monkeypatch, size):
+    """The temporary file is /dev/full: the kernel itself says ENOSPC, not a monkey."""
     path = tmp_path / "results.json"
     checkpoint.write_text_atomic(path, "old")
-    (tmp_path / "results.json.tmp").symlink_to("/dev/full")
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, mode: real("/dev/full", "wb"))
     with pytest.raises(UserError, match="the disk is full"):
         checkpoint.write_text_atomic(path, "n" * size)
+    monkeypatch.undo()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.json"]
 

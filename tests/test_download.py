@@ -1,12 +1,16 @@
 """download.py: a hostile server, broken connections, evil archives, interrupted unpacking."""
 
+import contextlib
 import functools
+import gzip
 import hashlib
 import http.server
 import io
 import os
+import socketserver
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -240,6 +244,258 @@ def test_an_interrupted_unpacking_starts_again(tmp_path, server, monkeypatch):
             get(tmp_path)
     assert not (tmp_path / "LibriSpeech").exists()
     assert_in_place(get(tmp_path), tmp_path)
+
+
+# --- a server that means harm ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    """hostile(act) -> (get, seen): a server that calls act(send, number of the request), `send` taking bytes.
+
+    seen is {"requests", "sent"}; a test bounds both.  When act returns, the connection is closed.
+    """
+    monkeypatch.setattr(download_file, "PATIENCE", 0.4)
+    monkeypatch.setattr(download_file, "PACE", 1000)
+    running = []
+
+    def start(act, data=b"x" * 100_000, scheme="http"):
+        seen = {"requests": 0, "sent": 0}
+
+        class Raw(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.request.settimeout(5)
+                while b"\r\n\r\n" not in self.request.recv(10_000):
+                    pass
+                seen["requests"] += 1
+
+                def send(data):
+                    self.request.sendall(data)
+                    seen["sent"] += len(data)
+
+                with contextlib.suppress(OSError):  # the client has had enough
+                    act(send, seen["requests"])
+
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        running.append(server)
+        seen["address"] = f"127.0.0.1:{server.server_address[1]}"
+        archives = {"dev-toy": ("12", len(data), hashlib.md5(data).hexdigest())}
+        get = functools.partial(
+            download, "dev-toy", mirror=f"{scheme}://{seen['address']}", archives=archives, pause=0.0, show=False
+        )
+        return get, seen
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def until_closed(send, data, most=50_000_000):
+    for _ in range(most // len(data)):
+        send(data)
+
+
+def in_one_line(get, to, sentence, seconds=15):
+    """The download ends in one sentence, soon, and leaves no more on the disk than the archive is long."""
+    start = time.monotonic()
+    with pytest.raises(UserError, match=sentence) as caught:
+        get(to)
+    assert time.monotonic() - start < seconds
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+    assert sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) <= 100_000
+
+
+def test_an_endless_body_ends_at_the_known_size(tmp_path, hostile):
+    get, seen = hostile(lambda send, _: (send(OK + b"\r\n"), until_closed(send, b"y" * 50_000)))
+    in_one_line(get, tmp_path, "md5 .* damaged and is now deleted")
+    assert seen["requests"] == 1 and seen["sent"] < 40_000_000  # what the kernel's buffers take
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_good_archive_with_something_behind_it_is_taken(tmp_path, hostile):
+    """Without a length it came too long, and was asked for again and again."""
+    data = archive_bytes()
+    get, seen = hostile(lambda send, _: send(OK + b"\r\n" + data + b"more"), data)
+    assert_in_place(get(tmp_path), tmp_path)
+    assert seen["requests"] == 1
+
+
+def test_an_endless_body_of_chunks(tmp_path, hostile):
+    def act(send, _):
+        send(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+        until_closed(send, b"ffff\r\n" + b"y" * 65535 + b"\r\n")
+
+    get, seen = hostile(act)
+    in_one_line(get, tmp_path, "md5")
+    assert seen["requests"] == 1
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e5", "", "100000, 100000", "9" * 5000, "0x10", "\u0661"])
+def test_lengths_that_are_none(tmp_path, hostile, length):
+    get, seen = hostile(lambda send, _: send(OK + f"Content-Length: {length}\r\n\r\n".encode() + b"y" * 100))
+    in_one_line(get, tmp_path, "the length .* is no number")
+    assert seen["requests"] <= 4
+
+
+def test_a_range_that_is_none(tmp_path, hostile):
+    answer = b"HTTP/1.1 206 Partial Content\r\nContent-Range: \x1b[2Jbytes\r\n\r\n" + b"y" * 100
+    get, seen = hostile(lambda send, _: send(answer))
+    in_one_line(get, tmp_path, "asked for bytes from 0")
+    assert seen["requests"] <= 4
+
+
+@pytest.mark.parametrize("beginning", [
+    b"", OK, OK + b"\r\n", OK + b"Content-Length: 100000\r\n\r\n", OK + b"Transfer-Encoding: chunked\r\n\r\n",
+])  # fmt: skip
+def test_a_server_that_drips_is_given_up(tmp_path, hostile, beginning):
+    """A byte now and then, in the status, the headers, the body, or a chunk's length: no read ever times out."""
+
+    def act(send, _):
+        send(beginning)
+        for _ in range(200):
+            send(b"0")
+            time.sleep(0.1)
+
+    get, seen = hostile(act)
+    in_one_line(functools.partial(get, retries=2), tmp_path, "fewer than 1000 bytes came in 0.4 s")
+    assert seen["requests"] <= 4
+
+
+def test_a_server_that_says_nothing_and_one_that_never_comes_to_the_point(tmp_path, hostile):
+    get, seen = hostile(lambda send, _: time.sleep(8))
+    in_one_line(get, tmp_path, "timed out")
+    get, seen = hostile(lambda send, _: until_closed(send, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000))
+    in_one_line(get, tmp_path, "could not be downloaded")
+    assert seen["requests"] <= 4
+
+
+def test_a_steady_server_may_take_longer_than_our_patience(tmp_path, hostile):
+    data = archive_bytes()
+
+    def act(send, _):
+        send(OK + b"\r\n")
+        for start in range(0, len(data), 20_000):
+            send(data[start : start + 20_000])
+            time.sleep(0.1)
+
+    get, seen = hostile(act, data)
+    assert_in_place(get(tmp_path), tmp_path)
+    assert seen["requests"] == 1
+
+
+def test_a_server_that_begins_again_and_again_is_given_up(tmp_path, hostile):
+    """It ignores ranges and breaks off, now sooner, now later; or sends a byte and breaks off."""
+    get, seen = hostile(lambda send, n: send(OK + b"\r\n" + b"y" * (50_000 if n % 2 else 20_000)))
+    in_one_line(get, tmp_path / "a", "broke off")
+    assert seen["requests"] <= 10
+
+    def a_byte(send, n):
+        send(f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {n - 1}-99999/100000\r\n\r\ny".encode())
+
+    get, seen = hostile(a_byte)
+    in_one_line(get, tmp_path / "b", "broke off")
+    assert seen["requests"] <= 10
+
+
+@pytest.mark.parametrize("location", [
+    "http://[::1", "http://[x]/", "http://127.0.0.1:99999/", "http://127.0.0.1:-5/", "http://127.0.0.1:x/", "http:///",
+    "http://" + "a" * 70 + ".invalid/", "http://\u00e9.\u00e9..x/", "http://[v1.a]/", "ftp://127.0.0.1/x",
+    "file:///etc/passwd", "//", "", "http://127.0.0.1:1/\x01",
+])  # fmt: skip
+def test_redirects_that_lead_nowhere(tmp_path, hostile, location):
+    answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    get, seen = hostile(lambda send, _: send(answer))
+    in_one_line(get, tmp_path, "could not be downloaded|not https")
+    assert seen["requests"] <= 12
+
+
+def test_redirects_in_circles_and_with_an_endless_body(tmp_path, hostile):
+    def circle(send, n):
+        send(f"HTTP/1.1 302 F\x1b[2J\r\nLocation: /{n}\r\n\r\n".encode())
+        until_closed(send, b"y" * 10_000, most=100_000_000)
+
+    get, seen = hostile(circle)
+    in_one_line(get, tmp_path, "HTTP 302 Found")
+    assert seen["requests"] <= 12 and seen["sent"] < 12 * 8_000_000
+
+
+def test_a_redirect_is_followed_but_https_never_becomes_http(tmp_path, hostile, monkeypatch):
+    data = archive_bytes()
+    to, whole = hostile(lambda send, _: send(OK + b"\r\n" + data), data)
+    location = f"Location: http://{whole['address']}/x\r\n\r\n".encode()
+    get, _ = hostile(lambda send, _: send(b"HTTP/1.1 301 Moved\r\n" + location), data)
+    assert_in_place(get(tmp_path / "a"), tmp_path / "a")
+    assert whole["requests"] == 1
+
+    monkeypatch.setattr(download_file, "_HTTPS", download_file._HTTP)  # TLS would need a certificate
+    get, seen = hostile(lambda send, _: send(b"HTTP/1.1 301 Moved\r\n" + location), data, scheme="https")
+    in_one_line(get, tmp_path / "b", "not https")
+    assert (whole["requests"], seen["requests"]) == (1, 1)
+
+
+@pytest.mark.parametrize("mirror", ["ftp://127.0.0.1", "file:///etc", "", "/tmp", "http://[::1", "http://"])
+def test_mirrors_that_are_none(tmp_path, mirror):
+    archives = {"dev-toy": ("12", 9, "")}
+    get = functools.partial(download, "dev-toy", mirror=mirror, archives=archives, pause=0.0, show=False)
+    in_one_line(get, tmp_path, "mirror|could not be downloaded")
+
+
+@pytest.mark.parametrize("trap", ["symlink_to", "hardlink_to", "dangling", "pipe"])
+def test_what_stands_in_place_of_the_partial_file_is_not_written_through(tmp_path, server, monkeypatch, trap):
+    get, requests = server(archive_bytes())
+    partial, victim = tmp_path / "dev-toy.tar.gz.part", tmp_path / "victim"
+    victim.write_text("precious")
+    if trap == "pipe":
+        os.mkfifo(partial)
+        reader = os.open(partial, os.O_RDONLY | os.O_NONBLOCK)  # without the mend: a failure, and no waiting for ever
+    elif trap == "dangling":
+        partial.symlink_to(tmp_path / "born by a download")
+    else:
+        getattr(partial, trap)(victim)
+    with pytest.raises(UserError, match="part is not a plain file of its own: delete it"):
+        get(tmp_path)
+    assert victim.read_text() == "precious" and requests == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev-toy.tar.gz.part", "victim"]
+    if trap == "pipe":
+        os.close(reader)
+    elif trap == "symlink_to":  # ... and a link that appears after the look
+        monkeypatch.setattr(download_file, "_size", lambda path: 0)
+        with pytest.raises(UserError, match="cannot be used"):
+            get(tmp_path)
+        assert victim.read_text() == "precious"
+
+
+def test_archives_with_paths_too_deep_and_too_long(tmp_path, server):
+    for name in ("LibriSpeech/" + "d/" * 3000 + "f", "d/" * 9 + "f", "LibriSpeech/" + "n" * 300):
+        get, _ = server(archive_bytes(extra=[tarfile.TarInfo(name)]))
+        with pytest.raises(UserError, match="a few folders deep") as caught:
+            get(tmp_path)
+        assert len(str(caught.value)) < 600
+        assert [path.name for path in tmp_path.iterdir()] == ["dev-toy.tar.gz"]
+        (tmp_path / "dev-toy.tar.gz").unlink()
+
+
+def test_archives_that_break_tarfile(tmp_path, server):
+    """Long names in long names in ... (RecursionError), a date beyond the clock, a broken deflate stream."""
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 1
+    nested = gzip.compress((link.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 3000)
+    late = tarfile.TarInfo("LibriSpeech/dev-toy/late")
+    late.mtime = 2**80
+    long = tarfile.TarInfo("LibriSpeech/dev-toy/long")
+    long.size = 10**6
+    broken = bytearray(archive_bytes(extra=[long]))
+    broken[-300:-100] = b"\xff" * 200
+    for i, data in enumerate((nested, archive_bytes(extra=[late]), bytes(broken))):
+        get, _ = server(data)
+        with pytest.raises(UserError, match="cannot be unpacked"):
+            get(tmp_path / str(i))
 
 
 def test_archive_table_is_the_published_one():

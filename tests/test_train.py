@@ -1,18 +1,23 @@
 """The training loop on real utterances of data_small/numbers: overfitting, stopping and resuming, bad numbers."""
 
 import dataclasses
+import json
 import math
+import random
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_model_file import mutated
 
 from mini_pkd import UserError, checkpoint, train, wer
 from mini_pkd.bpe import BPE
 from mini_pkd.corpus import read_part, word_counts
 from mini_pkd.decode import beam_search, greedy
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
+from mini_pkd.model_file import load_model, save_model
+from mini_pkd.optimizer import learning_rate
 from mini_pkd.scales import TINY, Size
 from mini_pkd.specaugment import generator
 from mini_pkd.transducer import Transducer
@@ -55,8 +60,8 @@ def test_a_handful_of_utterances_is_learned_to_wer_0_from_file_to_text(handful, 
     assert result["best_dev_wer"] == 0.0 and result["skipped_updates"] == 0
 
     path = tmp_path / "model.npz"
-    train.save_model(path, model, normaliser, bpe, training=result)
-    loaded, normaliser, bpe, about = train.load_model(path)
+    save_model(path, model, normaliser, bpe, training=result)
+    loaded, normaliser, bpe, about = load_model(path)
     assert np.array_equal(weights(loaded), weights(model)) and about["training"] == result
     store = FeatureStore(part.store.folder, normaliser)
     enc, lengths = loaded.encode(np.concatenate(list(store)), store.lengths)
@@ -181,25 +186,52 @@ def test_a_checkpoint_of_another_size_is_refused(handful, tmp_path):
         train.train(other, part, part, bpe, SETTINGS, tmp_path, 0, "S1", progress=False)
 
 
-def test_foreign_and_mismatched_model_files(handful, tmp_path):
-    part, bpe, normaliser = handful
-    path = tmp_path / "model.npz"
-    checkpoint.save(path, {"a": np.zeros(3)}, {"hello": 1})
-    with pytest.raises(UserError, match="not a model"):
-        train.load_model(path)
-    train.save_model(path, Transducer(SIZE.config(bpe.size + 1), generator(0, "weights")), normaliser, bpe)
-    with pytest.raises(UserError, match="do not belong together"):
-        train.load_model(path)
-    model = new_model(bpe)
-    train.save_model(path, model, normaliser, bpe)
-    arrays, meta = checkpoint.load(path)
-    arrays["weights/output_bias"] = arrays["weights/output_bias"][:-1]
-    checkpoint.save(path, arrays, meta)
-    with pytest.raises(UserError, match="output_bias has shape"):
-        train.load_model(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="damaged or cut short"):
-        train.load_model(path)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_state_changed_by_hand_is_refused_or_can_be_continued(handful, tmp_path, seed):
+    """100 mutations each: no exception but UserError, at once or in what the loop does with the state."""
+    _, bpe, _ = handful
+    size = dataclasses.replace(SIZE, width=8, heads=2, joint_width=8, lstm_width=8)
+    run = train._Run(new_model(bpe, size=size), tmp_path, SETTINGS, 0, "S1")
+    run.adam.gradients[:] = 1.0
+    run.adam.step(0.1)
+    run.end_epoch(0, (4.0, 0.5))
+    run.end_epoch(1, None)
+    arrays, meta = checkpoint.load(run.path)
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(100):
+        broken = mutated(meta, rng)
+        checkpoint.save(run.path, arrays, broken)
+        run = train._Run(new_model(bpe, size=size), tmp_path, SETTINGS, 0, "S1")
+        try:
+            run.restore()
+        except UserError as error:
+            assert "training.npz is no state of a training: delete it to train S1 anew." in str(error)
+            refused += 1
+            continue
+        run.adam.gradients[:] = 1.0
+        run.adam.step(learning_rate(run.step + 1, 100, 0.1, 10))
+        run.sums[0] += 1.0
+        run.end_epoch(run.epoch, (3.0, 0.25))
+        assert np.isfinite(run.adam.values).all() and json.dumps(run.finish())
+    assert 50 < refused < 100
+
+
+@pytest.mark.parametrize("name", ["values", "m", "v", "best"])
+def test_arrays_of_a_state_that_are_none_of_this_model(handful, tmp_path, name):
+    _, bpe, _ = handful
+    run = train._Run(new_model(bpe), tmp_path, SETTINGS, 0, "S1")
+    run.save()
+    arrays, meta = checkpoint.load(run.path)
+    spoiled = arrays[name].copy()
+    spoiled[3] = np.nan
+    broken = [arrays | {name: array} for array in (spoiled[:1], spoiled, arrays[name].astype(np.float64))]
+    broken.append({key: array for key, array in arrays.items() if key != name})
+    broken.append(arrays | {"v": -np.ones_like(spoiled)})  # a variance
+    for spoiled_arrays in broken:
+        checkpoint.save(run.path, spoiled_arrays, meta)
+        with pytest.raises(UserError, match="another size|no state of a training"):
+            run.restore()
 
 
 def test_an_utterance_whose_labels_no_lattice_can_hold_is_listed(handful):

@@ -17,7 +17,7 @@ from mini_pkd import UserError, checkpoint, transcribe
 from mini_pkd.bpe import BPE
 from mini_pkd.conformer import ConformerConfig
 from mini_pkd.features import NUM_FEATURES, Normaliser, mfcc
-from mini_pkd.train import load_model, save_model
+from mini_pkd.model_file import load_model, save_model
 from mini_pkd.transcribe import PartialLine, Recogniser, cut, main, pipe_pieces
 from mini_pkd.transducer import Transducer, TransducerConfig
 

@@ -4,7 +4,7 @@ The last is the test that matters: encoder, prediction network, joint, RNN-T los
 its derivative along random directions by central differences.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +15,7 @@ from mini_pkd.conformer import ConformerConfig
 from mini_pkd.lattice_kl import distillation_loss
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys
 from mini_pkd.tensor import no_grad
-from mini_pkd.transducer import Transducer, TransducerConfig
+from mini_pkd.transducer import Transducer, TransducerConfig, count_parameters
 
 ENCODER = ConformerConfig(features=5, blocks=4, width=8, heads=2, window=6, kernel=4, expansion=2)
 CONFIG = TransducerConfig(ENCODER, symbols=6, joint_width=7, lstm_layers=2, lstm_width=5)
@@ -272,8 +272,14 @@ def test_the_batch_is_the_mean_of_its_utterances():
 def test_configuration_survives_a_dictionary():
     assert TransducerConfig.from_dict(asdict(CONFIG)) == CONFIG
     assert TransducerConfig.from_dict(make().config_dict()) == CONFIG
-    with pytest.raises((TypeError, KeyError)):
+    with pytest.raises(ValueError, match="sizes are not"):
         TransducerConfig.from_dict({"encoder": {}, "symbols": 5, "depth": 3})
+
+
+def test_layers_are_counted_without_counting_to_their_number():
+    """A file may declare two thousand million of them."""
+    some, more = (count_parameters(replace(CONFIG, lstm_layers=n)) for n in (2, 3))
+    assert count_parameters(replace(CONFIG, lstm_layers=2**31)) == some + (2**31 - 2) * (more - some)
 
 
 def test_the_default_is_the_papers_teacher():

@@ -32,9 +32,9 @@ class Decoder:
     """A model and utterances, in a worker process."""
 
     def __init__(self, size, path, bias, utterances, batch):
+        from mini_pkd.model_file import load_model
         from mini_pkd.scales import get_scale
         from mini_pkd.specaugment import generator
-        from mini_pkd.train import load_model
         from mini_pkd.transducer import Transducer
 
         scale = get_scale(size)

@@ -1,0 +1,117 @@
+"""A trained model in one file, model.npz: weights, sizes, vocabulary and normaliser, all that transcription needs.
+
+A model file may come from a stranger.  checkpoint.py sees to it that loading takes no more memory than the file is
+long; here everything is compared with what the declared sizes ask for, before anything of these sizes is made.
+"""
+
+import math
+
+import numpy as np
+
+from . import UserError, checkpoint
+from .bpe import BPE
+from .features import NUM_FEATURES, Normaliser
+from .transducer import Transducer, TransducerConfig, count_parameters
+
+TRAINING = ("updates", "skipped_updates", "seconds", "best_dev_wer", "best_dev_loss")  # what train.py tells of itself
+
+
+def save_model(path, model, normaliser, bpe, **about):
+    """Write all that belongs to `model`; `about` is what else should be known of it, as JSON-able values."""
+    arrays = {f"weights/{name}": p.data for name, p in model.named_parameters().items()}
+    arrays |= {f"normaliser/{name}": array for name, array in normaliser.arrays().items()}
+    meta = {"model": model.config_dict(), "vocabulary": bpe.to_dict(), "about": about}
+    checkpoint.save(path, arrays, meta)
+
+
+def load_model(path):
+    """-> (Transducer, Normaliser, BPE, about); a foreign or damaged file is a UserError of one sentence."""
+    arrays, meta = checkpoint.load(path)
+    try:
+        model, normaliser = _build(arrays, meta.get("model"))
+        about = _checked(meta.get("about"))
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path} is a mini_pkd file but not a model that this version can load ({error}): "
+            f"give a model.npz that mini_pkd.cascade wrote."
+        ) from None
+    bpe = BPE.from_dict(meta.get("vocabulary"), f"the vocabulary in {path}")
+    if bpe.size != model.config.symbols:
+        raise UserError(
+            f"{path} holds a model over {model.config.symbols} symbols and a vocabulary of {bpe.size}: "
+            f"they do not belong together, train the model again."
+        )
+    return model, normaliser, bpe, about
+
+
+def _build(arrays, sizes):
+    """The Transducer of these sizes and the Normaliser, from exactly these arrays."""
+    config = TransducerConfig.from_dict(sizes)
+    encoder = config.encoder
+    if encoder.features != NUM_FEATURES:
+        raise ValueError(f"it takes {encoder.features} features, not {NUM_FEATURES}")
+    declared = count_parameters(config) + 2 * NUM_FEATURES
+    found = sum(array.size for array in arrays.values())
+    # Every block and layer has arrays of its own, so the last comparison keeps a million blocks of width 1 away.
+    if declared != found or encoder.blocks + config.lstm_layers > len(arrays):
+        raise ValueError(f"its sizes ask for {declared} numbers, and it holds {found} in {len(arrays)} arrays")
+    model = Transducer(config, np.random.default_rng(0))
+    arrays = dict(arrays)
+    for name, p in model.named_parameters().items():
+        p.data = _take(arrays, f"weights/{name}", p.shape)
+    normaliser = Normaliser.from_arrays(
+        {name: _take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")}
+    )
+    return model, normaliser  # nothing is left over: the numbers are counted above
+
+
+def _take(arrays, name, shape):
+    array = arrays.get(name)
+    if array is None:
+        raise ValueError(f"there is no {name}")
+    if array.shape != shape or array.dtype != np.float32:
+        raise ValueError(f"{name} has shape {array.shape} and type {array.dtype} instead of {shape} and float32")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return array
+
+
+def _checked(about):
+    """What save_model was told.  If that is how the training went, then with the numbers that the cascade reports."""
+    if not isinstance(about, dict):
+        raise ValueError("it does not say what it is about")
+    training = about.get("training", {})
+    if not isinstance(training, dict):
+        raise ValueError("it does not say how it was trained")
+    for key in TRAINING if "training" in about else ():
+        value = training.get(key)
+        if not (type(value) is float and not math.isnan(value) or type(value) is int and abs(value) < 2**53):
+            raise ValueError(f"of its training {key} is no number")
+    return about
+
+
+if __name__ == "__main__":
+    import tempfile
+    from pathlib import Path
+
+    from .conformer import ConformerConfig
+
+    bpe = BPE.train({"ONE": 5, "TONE": 2}, 8)
+    encoder = ConformerConfig(blocks=3, width=16, heads=2, window=8, kernel=4, expansion=2)
+    model = Transducer(TransducerConfig(encoder, bpe.size, 16, 1, 16), np.random.default_rng(0))
+    normaliser = Normaliser(np.zeros(NUM_FEATURES), np.ones(NUM_FEATURES))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.npz"
+        save_model(path, model, normaliser, bpe, name="T1")
+        print(f"{model.num_parameters()} numbers, {path.stat().st_size} bytes")
+        loaded, _, _, about = load_model(path)
+        pairs = zip(loaded.named_parameters().values(), model.named_parameters().values(), strict=True)
+        same = all(np.array_equal(a.data, b.data) for a, b in pairs)
+        print(f"{about['name']} comes back with the same weights: {same}")
+        arrays, meta = checkpoint.load(path)
+        meta["model"]["symbols"] = 10**9  # 64 GB, if somebody believed it
+        checkpoint.save(path, arrays, meta)
+        try:
+            load_model(path)
+        except UserError as error:
+            print("refused:", str(error).replace(folder, "."))
