@@ -17,7 +17,8 @@ import soundfile
 
 from mini_pkd import cascade, checkpoint, estimate, report, wer
 from mini_pkd.corpus import read_part
-from mini_pkd.feature_store import FeatureStore, only_process
+from mini_pkd.feature_store import FeatureStore
+from mini_pkd.lock import only_process
 from mini_pkd.scales import TINY, count_parameters
 from mini_pkd.train import load_model
 
