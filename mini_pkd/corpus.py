@@ -390,9 +390,10 @@ def check(root, strict=False, show=10):
     print(f"{'part':18s} {'utterances':>10s} {'speakers':>8s} {'words':>9s} {'hours':>8s} {'problems':>8s}")
     bad = 0
     for folder in folders:
+        name = printable(folder.name)
         utterances, problems = read_part(folder, strict)
         seconds = 0.0
-        for utterance in progress_bar(folder.name, iterable=utterances, unit="utt", leave=False):
+        for utterance in progress_bar(name, iterable=utterances, unit="utt", leave=False):
             try:
                 info = soundfile.info(os.fsencode(utterance.audio))
                 if info.frames == 0 or info.channels != 1:
@@ -405,7 +406,7 @@ def check(root, strict=False, show=10):
         words = sum(len(u.text.split()) for u in utterances)
         speakers = len({u.speaker for u in utterances})
         print(
-            f"{printable(folder.name):18s} {len(utterances):10d} {speakers:8d} {words:9d} {seconds / 3600:8.2f} "
+            f"{name:18s} {len(utterances):10d} {speakers:8d} {words:9d} {seconds / 3600:8.2f} "
             f"{len(problems):8d}"
         )
         for problem in problems[:show]:
