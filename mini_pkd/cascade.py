@@ -36,10 +36,11 @@ from tqdm import tqdm
 
 from . import UserError, checkpoint, report, warm_up, wer
 from .bpe import BPE
-from .corpus import disk_errors, find_parts, missing_roles, read_part, word_counts
+from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
 from .decode import beam_search
 from .estimate import describe
-from .feature_store import FeatureStore, estimate_normaliser, only_process
+from .feature_store import FeatureStore, estimate_normaliser
+from .lock import only_process
 from .model_file import load_model, save_model
 from .scales import SCALES, count_parameters, get_scale
 from .specaugment import generator
@@ -58,7 +59,7 @@ def main(argv=None):
         slot = arguments.slot
         scale = get_scale(arguments.scale).override(arguments.settings)
         jobs = arguments.jobs if arguments.jobs is not None else _default_jobs(scale)
-        command = "python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if argv is None else argv)
+        command = printable("python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if argv is None else argv))
         cascade = Cascade(
             scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict, slot=slot
         )
@@ -159,7 +160,8 @@ class Cascade:
         self.scale, self.settings, self.seed = scale, scale.settings, seed
         self.command, self.strict, self.progress, self.slot = command, strict, progress, slot
         self.data = Path(data) if data else _default_data(scale.settings.data)
-        self.corpus = self.data.resolve().name
+        self.place = os.path.realpath(self.data)  # which, unlike Path.resolve, takes a loop of links for a name
+        self.corpus = printable(os.path.basename(self.place))
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
         self.started = time.monotonic()
 
@@ -298,9 +300,12 @@ class Cascade:
                 checkpoint.load(folder / "training.npz")
 
     def features(self, role):
-        """The folder of a part's features, shared by all runs beside this one; two corpora of one name keep apart."""
-        place = hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:8]
-        return self.out.parent / "features" / f"{self.corpus}-{role}-{place}"
+        """The folder of a part's features, shared by all runs beside this one that want the same.
+
+        Two corpora of one name keep apart, and so do two types: their runs would overwrite each other's features.
+        """
+        place = hashlib.sha256(os.fsencode(self.place)).hexdigest()[:8]
+        return self.out.parent / "features" / f"{self.corpus}-{role}-{self.settings.feature_type}-{place}"
 
     def _prepare(self):
         """Folders -> vocabulary, features, normaliser: {"train": Part, "dev": Part, "test-clean": store, ...}."""
@@ -324,14 +329,18 @@ class Cascade:
                     self.features(role), listed, dtype=np.dtype(self.settings.feature_type), strict=self.strict,
                     label=f"features of {role}" if self.progress else None,
                 )  # fmt: skip
-                problems += stores[role].problems
+                problems += [Problem(f"{role} {p.where}", p.reason) for p in stores[role].problems]
         self.normaliser = estimate_normaliser([stores["train"]])
         for store in stores.values():
             store.normaliser = self.normaliser
         parts = {role: store for role, store in stores.items() if role in TEST_SETS}
+        # Test sets keep every utterance: characters that no model can write are errors of all models alike.
+        reduction = self.scale.sizes["T1"].config(self.bpe.size).encoder.reduction
         for role in ("train", "dev"):
-            parts[role], bad = Part.encode(stores[role], self.bpe, self.settings.max_frames)
-            problems += bad
+            parts[role], bad = Part.encode(
+                stores[role], self.bpe, self.settings.max_frames, reduction, self.strict
+            )
+            problems += [Problem(f"{role} {p.where}", p.reason) for p in bad]
         if problems and first_time:
             path = self.out / "skipped.txt"
             checkpoint.write_text_atomic(path, "".join(f"{problem}\n" for problem in problems))
@@ -523,7 +532,7 @@ class Cascade:
 
     def _say(self, sentence):
         if self.progress:
-            tqdm.write(sentence)
+            tqdm.write(printable(sentence))
             sys.stdout.flush()
 
 

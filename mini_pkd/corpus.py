@@ -28,6 +28,7 @@ import soundfile
 from tqdm import tqdm
 
 from . import UserError
+from .bpe import MARKER
 from .features import NUM_FEATURES, mfcc, read_audio
 from .specaugment import generator
 
@@ -65,7 +66,16 @@ class Problem:
     reason: str
 
     def __str__(self):
-        return f"{self.where}: {self.reason}"
+        return printable(f"{self.where}: {self.reason}")
+
+
+def printable(text):
+    r"""One line that any UTF-8 file or terminal takes: the name of a file may hold any bytes but / and NUL.
+
+    >>> print(printable("café \udce9\n"))
+    café \udce9\n
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
@@ -100,13 +110,20 @@ def progress_bar(label, **settings):
 
 
 def scan(folder):
-    """(subfolders, files) of a folder, as sorted lists of (name, path); hidden names are passed over."""
-    folders, files = [], []
+    """(subfolders, files, others) of a folder, as sorted lists of (name, path); hidden names are passed over.
+
+    Others cannot be read: links that lead nowhere or in circles, and pipes, which would keep a reader waiting for ever.
+    """
+    folders, files, others = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):  # .DS_Store, ._copy, and our own markers
-                (folders if entry.is_dir() else files).append((entry.name, entry.path))
-    return sorted(folders), sorted(files)
+                try:
+                    kind = folders if entry.is_dir() else files if entry.is_file() else others
+                except OSError:  # a loop of links
+                    kind = others
+                kind.append((entry.name, entry.path))
+    return sorted(folders), sorted(files), sorted(others)
 
 
 def read_part(folder, strict=False):
@@ -116,32 +133,46 @@ def read_part(folder, strict=False):
     one of the two, is empty, malformed or there twice becomes a Problem; with strict, a UserError.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        kind = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"the corpus folder {folder} {kind}: give the path of a part; {SHAPE}.")
+    if not os.path.isdir(folder):
+        raise UserError(f"the corpus folder {folder} {_no_folder(folder)}: give the path of a part; {SHAPE}.")
     utterances, problems, seen = [], [], {}
 
     def problem(where, reason):
         if strict:
-            raise UserError(f"{where}: {reason} (leave out --strict to skip and list it).")
+            raise UserError(f"{Problem(str(where), reason)} (leave out --strict to skip and list it).")
         problems.append(Problem(str(where), reason))
 
-    with disk_errors(folder):
-        for speaker, speaker_path in scan(folder)[0]:
-            chapters, loose = scan(speaker_path)
-            if any(name.endswith(TRANSCRIPT_SUFFIX) for name, _ in loose):
-                problem(speaker_path, "a transcript outside any <chapter> folder; move it into one")
-            for _, chapter_path in chapters:
-                _read_chapter(speaker, chapter_path, utterances, problem, seen)
+    def look(place):
+        """scan, but whatever cannot be read is a problem."""
+        try:
+            folders, files, others = scan(place)
+        except OSError as error:
+            problem(place, f"this folder cannot be read ({error.strerror}); look at its permissions")
+            return [], []
+        for _, path in others:
+            problem(path, "neither a file nor a folder (a link that leads nowhere, a pipe or a device); remove it")
+        return folders, files
+
+    for speaker, speaker_path in look(folder)[0]:
+        chapters, loose = look(speaker_path)
+        if any(name.endswith(TRANSCRIPT_SUFFIX) for name, _ in loose):
+            problem(speaker_path, "a transcript outside any <chapter> folder; move it into one")
+        for _, chapter_path in chapters:
+            _read_chapter(speaker, look(chapter_path)[1], utterances, problem, seen)
     if not utterances:
         detail = f"; the first of {len(problems)} problems is {problems[0]}" if problems else ""
         raise UserError(f"no utterance was found in {folder}: {SHAPE}{detail}.")
     return utterances, problems
 
 
-def _read_chapter(speaker, chapter_path, utterances, problem, seen):
+def _no_folder(path):
+    """Why something is not a folder.  os.path, because Path's methods raise for a path that is too long."""
+    return "is not a folder" if os.path.lexists(path) else "does not exist"
+
+
+def _read_chapter(speaker, files, utterances, problem, seen):
     audio, transcripts = {}, []
-    for name, path in scan(chapter_path)[1]:
+    for name, path in files:
         stem, suffix = os.path.splitext(name)
         if name.endswith(TRANSCRIPT_SUFFIX):
             transcripts.append(path)
@@ -156,6 +187,9 @@ def _read_chapter(speaker, chapter_path, utterances, problem, seen):
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             problem(path, "this transcript is not UTF-8 text; convert it")
+            continue
+        except OSError as error:
+            problem(path, f"this transcript cannot be read ({error.strerror}); look at its permissions")
             continue
         for number, line in enumerate(lines, start=1):
             words = line.split()
@@ -187,15 +221,14 @@ def find_parts(root, required=("train", "dev")):
     called LibriSpeech. A role whose parts are absent gets an empty list; a UserError if it is required.
     """
     root = Path(root)
-    if not root.is_dir():
-        kind = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
         raise UserError(
-            f"the data folder {root} {kind}: give a folder with parts such as train or train-clean-100; "
+            f"the data folder {root} {_no_folder(root)}: give a folder with parts such as train or train-clean-100; "
             f"{SHAPE}."
         )
     for candidate in (root, root / "LibriSpeech"):
         parts = {
-            role: [candidate / name for name in names if (candidate / name).is_dir()]
+            role: [candidate / name for name in names if os.path.isdir(candidate / name)]
             for role, names in ROLES.items()
         }
         if any(parts.values()):
@@ -203,7 +236,8 @@ def find_parts(root, required=("train", "dev")):
     missing = [role for role in required if not parts[role]]
     if missing:
         wanted = " and ".join(f"{role} (one of {', '.join(ROLES[role])})" for role in missing)
-        inside = ", ".join(name for name, _ in scan(root)[0][:8]) or "no folders at all"
+        with disk_errors(root):
+            inside = ", ".join(name for name, _ in scan(root)[0][:8]) or "no folders at all"
         raise UserError(
             f"the data folder {root} has no part for {wanted}; it holds {inside}: choose a folder whose "
             f"parts have these names; {SHAPE}."
@@ -220,11 +254,11 @@ def missing_roles(parts):
 
 
 def word_counts(utterances):
-    """{word: how often} over the transcripts: what BPE trains on."""
+    """{word: how often} over the transcripts: what BPE trains on, hence without words that hold its marker."""
     counts = Counter()
     for utterance in utterances:
         counts.update(utterance.text.split())
-    return dict(counts)
+    return {word: count for word, count in counts.items() if MARKER not in word}
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -244,7 +278,7 @@ class Batch:
 def check_lattice(rows, label_lengths, max_symbols_per_row=5, frames=None, max_frames=None, ids=None):
     """Which utterances can be trained on? -> (kept indices, problems).
 
-    rows: encoder output rows per utterance (frames // 8 for the paper's encoder); label_lengths: units.
+    rows: encoder output rows per utterance (frames / 8, rounded up, for the paper's encoder); label_lengths: units.
     A transducer may emit several symbols in one row, so its lattice exists for any T >= 1; but decoding
     bounds the symbols per row, and speech has about one unit per 80 ms. More than
     `max_symbols_per_row` times the rows is a transcript that does not belong to its audio.
@@ -356,11 +390,12 @@ def check(root, strict=False, show=10):
     print(f"{'part':18s} {'utterances':>10s} {'speakers':>8s} {'words':>9s} {'hours':>8s} {'problems':>8s}")
     bad = 0
     for folder in folders:
+        name = printable(folder.name)
         utterances, problems = read_part(folder, strict)
         seconds = 0.0
-        for utterance in progress_bar(folder.name, iterable=utterances, unit="utt", leave=False):
+        for utterance in progress_bar(name, iterable=utterances, unit="utt", leave=False):
             try:
-                info = soundfile.info(str(utterance.audio))
+                info = soundfile.info(os.fsencode(utterance.audio))
                 if info.frames == 0 or info.channels != 1:
                     reason = "holds no samples" if info.frames == 0 else f"has {info.channels} channels"
                     problems.append(Problem(str(utterance.audio), reason))
@@ -371,7 +406,7 @@ def check(root, strict=False, show=10):
         words = sum(len(u.text.split()) for u in utterances)
         speakers = len({u.speaker for u in utterances})
         print(
-            f"{folder.name:18s} {len(utterances):10d} {speakers:8d} {words:9d} {seconds / 3600:8.2f} "
+            f"{name:18s} {len(utterances):10d} {speakers:8d} {words:9d} {seconds / 3600:8.2f} "
             f"{len(problems):8d}"
         )
         for problem in problems[:show]:

@@ -6,6 +6,7 @@ machine multiplies matrices just now.
 """
 
 import contextlib
+import os
 import time
 
 import numpy as np
@@ -72,7 +73,7 @@ def _training_set(cascade, sample=2000):
     frames = []
     for utterance in utterances[::step]:
         try:
-            frames.append(100 * soundfile.info(str(utterance.audio)).duration)
+            frames.append(100 * soundfile.info(os.fsencode(utterance.audio)).duration)
         except (soundfile.SoundFileError, RuntimeError, OSError):
             frames.append(0)
     words = [len(u.text.split()) for u in utterances]

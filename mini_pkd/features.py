@@ -70,7 +70,7 @@ def read_audio(path_or_file):
             raise UserError(f"audio file {name} does not exist: check the path.")
         if os.path.isdir(name):
             raise UserError(f"{name} is a folder where an audio file is expected: name one file in it.")
-        source = name
+        source = os.fsencode(name)  # soundfile would encode a str strictly, and refuse a name that is not UTF-8
     else:
         name = str(getattr(path_or_file, "name", "the audio stream"))
         source = path_or_file

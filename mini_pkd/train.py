@@ -24,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from . import UserError, checkpoint, wer
-from .corpus import check_lattice, collate, make_batches
+from .conformer import ConformerConfig
+from .corpus import Problem, check_lattice, collate, make_batches
 from .decode import greedy
 from .feature_store import FeatureStore
 from .lattice_kl import distillation_loss
@@ -75,23 +76,39 @@ class Part:
     """A feature store with the label ids of its utterances, and which of them can be used."""
 
     store: FeatureStore
-    targets: list  # one int64 array per utterance
+    targets: list  # one int64 array per utterance, None where the vocabulary lacks a character
     indices: np.ndarray
 
     @classmethod
-    def encode(cls, store, bpe, max_frames=None):
-        """-> (Part, problems): utterances that no lattice can hold are left out and listed."""
-        targets = [np.array(bpe.encode(text), dtype=np.int64) for text in store.texts]
-        rows = (store.lengths + 7) // 8  # three poolings by 2, each rounding up
-        kept, problems = check_lattice(
-            rows, [len(t) for t in targets], frames=store.lengths, max_frames=max_frames, ids=store.ids
-        )
+    def encode(cls, store, bpe, max_frames=None, reduction=2**ConformerConfig.pools, strict=False):
+        """-> (Part, problems): utterances with unknown characters or that no lattice can hold are left out and listed.
+
+        reduction: feature rows per row of the encoder.  strict: a transcript with unknown characters raises.
+        """
+        targets, spelled, problems = [], [], []
+        for i, text in enumerate(store.texts):
+            try:
+                targets.append(np.array(bpe.encode(text), dtype=np.int64))
+                spelled.append(i)
+            except UserError as error:
+                targets.append(None)
+                problems.append(Problem(store.ids[i], str(error)))
+        if strict and problems:
+            raise UserError(f"utterance {problems[0]} (leave out --strict to skip and list it).")
+        lengths = np.asarray(store.lengths)[spelled]
+        kept, misfits = check_lattice(
+            -(-lengths // reduction),  # each pooling rounds up, and so does this
+            [len(targets[i]) for i in spelled],
+            frames=lengths, max_frames=max_frames, ids=[store.ids[i] for i in spelled],
+        )  # fmt: skip
+        problems += misfits
         if not kept:
             raise UserError(
-                f"no utterance in {store.folder} can be used, the first because it is {problems[0]}: "
+                f"no utterance in {store.folder} can be used; the first problem is {problems[0]}: "
                 f"check transcripts, or raise max_frames."
             )
-        return cls(store, targets, np.array(kept, dtype=np.int64)), problems
+        kept = np.array(spelled, dtype=np.int64)[kept]
+        return cls(store, targets, kept), problems
 
     def batch(self, indices):
         """The ragged Batch of these utterances."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ import soundfile
 
 from mini_pkd import cascade, checkpoint, estimate, report, wer
 from mini_pkd.corpus import read_part
-from mini_pkd.feature_store import FeatureStore, only_process
+from mini_pkd.feature_store import FeatureStore
+from mini_pkd.lock import only_process
 from mini_pkd.model_file import load_model
 from mini_pkd.scales import TINY, count_parameters
 
@@ -429,6 +431,61 @@ def test_bad_utterances_are_listed_unless_strict(data, tmp_path, capfd):
     assert "none of the 12 utterances could be read" in refusal(capfd, words_of(broken, tmp_path / "silent" / "run"))
 
 
+def test_transcripts_that_the_vocabulary_cannot_write(data, tmp_path, capfd):
+    """Train and dev leave such an utterance out and say which; a test set keeps it, its words count as errors."""
+    odd = tmp_path / "odd"
+    shutil.copytree(data, odd)
+    for part, speaker, line, word in (
+        ("train", 1, 3, "\u2581AB"), ("dev", 2, 1, "R2D2"), ("test-clean", 3, 2, "CAFÉ"), ("test-other", 4, 0, "7")
+    ):  # fmt: skip
+        path = odd / part / str(speaker) / "1" / f"{speaker}-1.trans.txt"
+        lines = path.read_text().splitlines()
+        lines[line] = f"{speaker}-1-{line:04d} {word}"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "run"
+    assert cascade.main(words_of(odd, out, "--only", "B2")) == 0
+    listed = (out / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 2
+    assert listed[0].startswith("train 1-1-0003: the vocabulary does not know the character '\u2581'")
+    assert listed[1].startswith("dev 2-1-0001: the vocabulary does not know the characters '2', 'D', 'R' in 'R2D2'")
+    for part, odd_word in (("test-clean", "CAFÉ"), ("test-other", "7")):
+        hypotheses = wer.read_transcript(out / "B2" / f"{part}.txt")
+        references = {u.id: u.text for u in read_part(odd / part)[0]}
+        assert len(hypotheses) == PARTS[part] and odd_word in references.values()
+        result = json.loads((out / "B2" / "result.json").read_text())
+        score = wer.score(references, hypotheses)
+        assert result["wer"][part] == score.wer and score.sentences == PARTS[part]
+    assert "utterance 1-1-0003: the vocabulary" in refusal(capfd, words_of(odd, out, "--only", "T1", "--strict"))
+
+
+def test_names_that_are_not_utf8(data, tmp_path, capfd):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        shutil.copytree(data, odd)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    for old in (odd / "dev" / "2" / "1", odd / "train" / "1"):
+        old.rename(Path(os.fsdecode(os.fsencode(old) + b"\xff")))
+    (odd / "train" / "1\udcff" / "1" / "1-1-0003.wav").write_bytes(b"no audio")
+    assert cascade.main(words_of(odd, tmp_path / "run", "--only", "B2")) == 0
+    listed = (tmp_path / "run" / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 1 and listed[0].startswith("train 1-1-0003: ") and "1\\udcff/1/1-1-0003.wav" in listed[0]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["data"] == "caf\\udce9"
+
+
+def test_data_paths_that_cannot_be(tmp_path, capfd):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "is not a folder" in refusal(capfd, words_of(tmp_path / "loop", tmp_path / "run"))
+    assert "does not exist" in refusal(capfd, words_of(tmp_path / ("x" * 300), tmp_path / "run"))
+    assert "too long" in refusal(capfd, words_of(tmp_path, tmp_path / ("x" * 300))).lower()
+
+
+def test_two_feature_types_have_two_places(data, tmp_path):
+    runs = [cascade.Cascade(TINY.override([f"feature_type={t}"]), data, tmp_path / t) for t in ("float16", "float32")]
+    assert len({run.features(role) for run in runs for role in PARTS}) == 2 * len(PARTS)
+    assert runs[0].features("dev") == cascade.Cascade(runs[0].scale, data, tmp_path / "seed1").features("dev")
+
+
 # --- refused: the run's folder ---------------------------------------------------------------------------------------
 
 
@@ -518,6 +575,27 @@ def test_two_commands_in_one_folder(copy, data, capfd):
     pytest.importorskip("fcntl", reason="no locks on this system")
     with only_process(copy, "is training"):
         assert "another process is training in" in refusal(capfd, words_of(data, copy))
+
+
+@pytest.mark.slow
+def test_two_seeds_started_together_share_the_features(data, tmp_path):
+    """Both find the store locked, as by a third; one builds it, the other waits and opens it: both finish."""
+    features = cascade.Cascade(TINY.override(SETTINGS), data, tmp_path / "run0").features("train")
+    features.mkdir(parents=True)
+    with only_process(features, "is building"):
+        processes = [
+            start(words_of(data, tmp_path / f"run{seed}", "--seed", seed, "--only", "B2"))
+            for seed in (0, 1)
+        ]
+        for seed, process in enumerate(processes):
+            wait_for(tmp_path / f"run{seed}" / "vocabulary.json", process)
+        time.sleep(2)
+        assert [process.poll() for process in processes] == [None, None]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "features of train, by another process" in out, out
+    assert len({(tmp_path / f"run{seed}" / "B2" / "model.npz").read_bytes() for seed in (0, 1)}) == 2
+    assert {p.name for p in features.iterdir()} == {"rows.bin", "index.json", "lock"}
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import functools
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from mini_pkd import UserError, corpus
+from mini_pkd.bpe import BPE
 from mini_pkd.corpus import (
     check_lattice,
     collate,
@@ -17,6 +20,8 @@ from mini_pkd.corpus import (
     read_part,
     word_counts,
 )
+from mini_pkd.feature_store import FeatureStore
+from mini_pkd.features import read_audio
 
 
 def tone(path, samples=4000, seed=0, rate=16000):
@@ -102,6 +107,139 @@ def test_the_same_id_in_two_chapters(tmp_path):
     utterances, problems = read_part(folder)
     assert [u.text for u in utterances] == ["WORD0 IT'S"]
     assert len(problems) == 1 and "10-7.trans.txt" in problems[0].reason
+
+
+def odd_name(folder, name=b"caf\xe9"):
+    """A path that is not UTF-8, where the disk knows such names."""
+    path = Path(os.fsdecode(os.path.join(os.fsencode(folder), name)))
+    try:
+        path.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    path.rmdir()
+    return path
+
+
+@pytest.mark.parametrize("level", ["audio", "transcript", "chapter", "speaker", "part"])
+def test_names_that_are_not_utf8(tmp_path, capsys, level):
+    """What can be used is used: the audio has its id in a transcript, which is UTF-8, and so cannot be matched."""
+    part = make_part(tmp_path / "train", speakers=2, chapters=1)
+    place = part / "10" / "7"
+    old = {
+        "audio": place / "10-7-0001.wav", "transcript": place / "10-7.trans.txt", "chapter": place,
+        "speaker": part / "10", "part": part,
+    }[level]  # fmt: skip
+    name = {"audio": b"caf\xe9.wav", "transcript": b"caf\xe9.trans.txt"}.get(level, b"caf\xe9")
+    new = old.rename(odd_name(old.parent, name))
+    part = new if level == "part" else part
+    utterances, problems = read_part(part)
+    assert len(utterances) == (5 if level == "audio" else 6)
+    assert all(read_audio(u.audio).size for u in utterances)
+    assert len(problems) == (2 if level == "audio" else 0)
+    if level == "audio":
+        assert any("caf\\udce9.wav: no transcript line" in str(problem) for problem in problems)
+    "\n".join(map(str, problems)).encode()  # into skipped.txt
+    store = FeatureStore.build(tmp_path / "store", utterances)
+    assert len(store) == len(utterances) and not store.problems
+    assert corpus.main([str(part)]) == 0
+    out = capsys.readouterr().out
+    out.encode()
+    assert out.splitlines()[1].split()[1] == str(len(utterances))
+
+
+def test_bad_audio_in_a_folder_that_is_not_utf8_is_listed(tmp_path, capsys):
+    part = make_part(tmp_path / "train", speakers=1, chapters=1)
+    (part / "10" / "7").rename(odd_name(part / "10"))
+    utterances, _ = read_part(part)
+    utterances[1].audio.write_bytes(b"no audio")
+    for _ in range(2):  # built, then opened
+        (problem,) = FeatureStore.build(tmp_path / "store", utterances).problems
+        assert "10-7-0001: " in str(problem) and "caf\\udce9" in str(problem)
+        str(problem).encode()
+    assert corpus.main([str(part)]) == 0 and "caf\\udce9" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_pipes_and_links_that_lead_nowhere_are_listed(tmp_path):
+    part = make_part(tmp_path / "train", speakers=2, chapters=2)
+    good, _ = read_part(part)
+    for place in (part, part / "10", part / "10" / "7"):
+        os.mkfifo(place / "pipe")
+        (place / "dangling").symlink_to(tmp_path / "absent")
+        (place / "loop").symlink_to(place / "loop")
+    place = part / "10" / "7"
+    for name, make in {
+        "10-7-0000.flac": lambda path: os.mkfifo(path),
+        "10-7-0001.wav": lambda path: path.symlink_to(path),
+        "10-7-0002.ogg": lambda path: path.symlink_to(tmp_path / "absent"),
+    }.items():
+        (place / name).unlink()
+        make(place / name)
+    for name, make in {
+        "a.trans.txt": lambda path: os.mkfifo(path),
+        "b.trans.txt": lambda path: path.symlink_to(path),
+        "c.trans.txt": lambda path: path.symlink_to("/dev/zero"),
+    }.items():
+        make(place / name)
+    (part / "12").symlink_to(part / "11")  # a link that does lead somewhere is followed: its ids stand twice
+    utterances, problems = read_part(part)
+    assert [u.id for u in utterances] == [u.id for u in good if not u.id.startswith("10-7-")]
+    reasons = [str(problem) for problem in problems]
+    assert sum("neither a file nor a folder" in reason for reason in reasons) == 9 + 3 + 3
+    assert sum("no audio file for 10-7-000" in reason for reason in reasons) == 3
+    assert sum("stands twice" in reason for reason in reasons) == 6 and len(reasons) == 24
+    with pytest.raises(UserError, match="neither a file nor a folder.*--strict"):
+        read_part(part, strict=True)
+
+
+def test_what_cannot_be_read_is_listed(tmp_path, monkeypatch):
+    """A transcript and a folder without permission; root may read everything, hence the stand-ins."""
+    part = make_part(tmp_path / "train")
+    real_scan, real_read = corpus.scan, Path.read_text
+
+    def scan(folder):
+        if str(folder).endswith("/10/8"):
+            raise PermissionError(13, "Permission denied")
+        return real_scan(folder)
+
+    def read_text(path, *arguments, **options):
+        if path.name == "11-7.trans.txt":
+            raise PermissionError(13, "Permission denied")
+        return real_read(path, *arguments, **options)
+
+    monkeypatch.setattr(corpus, "scan", scan)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    utterances, problems = read_part(part)
+    assert len(utterances) == 6 and len(problems) == 2 + 3  # the audio of that transcript has no text
+    assert "10/8: this folder cannot be read (Permission denied)" in str(problems[0])
+    assert "11-7.trans.txt: this transcript cannot be read (Permission denied)" in str(problems[1])
+    monkeypatch.setattr(corpus, "scan", lambda folder: scan("x/10/8"))
+    with pytest.raises(UserError, match="no utterance .*the first of 1 problems is .*cannot be read"):
+        read_part(part)
+    (tmp_path / "train").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="Permission denied"):
+        find_parts(tmp_path)
+
+
+def test_paths_that_cannot_be(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for read in (read_part, find_parts):
+        with pytest.raises(UserError, match="is not a folder"):
+            read(loop)
+        for path in (tmp_path / ("x" * 300), tmp_path / "/".join(["y" * 200] * 30)):
+            with pytest.raises(UserError, match="does not exist"):
+                read(path)
+
+
+def test_the_marker_of_bpe_is_no_word(tmp_path):
+    part = make_part(tmp_path / "train", speakers=1, chapters=1)
+    transcript = part / "10" / "7" / "10-7.trans.txt"
+    transcript.write_text(transcript.read_text().replace("WORD1", "WO\u2581RD"))
+    utterances, problems = read_part(part)
+    counts = word_counts(utterances)
+    assert not problems and set(counts) == {"WORD0", "WORD2", "IT'S", "AGAIN"}
+    BPE.train(counts, 30)
 
 
 def test_missing_and_empty_folders(tmp_path):

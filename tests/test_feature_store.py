@@ -1,11 +1,14 @@
 """feature_store.py: the store against plain mfcc, under kills, damage, full disks and other corpora."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -17,6 +20,7 @@ from mini_pkd import UserError, feature_store
 from mini_pkd.corpus import Utterance, collate, read_part
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.features import Normaliser, mfcc, read_audio
+from mini_pkd.lock import Lock
 
 
 def assert_store_is_right(store, utterances, tolerance=0.0):
@@ -63,7 +67,7 @@ def test_a_finished_store_is_opened_and_a_changed_corpus_noticed(tmp_path, monke
     FeatureStore.build(tmp_path / "store", utterances)
     with monkeypatch.context() as patch:
         patch.setattr(feature_store, "_extract", lambda paths: pytest.fail("computed again"))
-        patch.setattr(feature_store, "only_process", lambda *_: pytest.fail("wants to write"))
+        patch.setattr(feature_store, "Lock", lambda *_: pytest.fail("wants to write"))
         assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
     fewer = utterances[:-1]
     assert_store_is_right(FeatureStore.build(tmp_path / "store", fewer), fewer)
@@ -114,6 +118,187 @@ def test_damaged_or_absent_stores(tmp_path):
     assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
 
 
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_flipped_bit_in_the_rows_is_noticed_at_the_first_touch(tmp_path, seed):
+    utterances, _ = read_part(make_part(tmp_path / "train"))
+    for dtype in (np.float32, np.float16):
+        store = FeatureStore.build(tmp_path / "store", utterances, dtype=dtype)
+        path, row_bytes = tmp_path / "store" / "rows.bin", 40 * store.dtype.itemsize
+        data = bytearray(path.read_bytes())
+        bit = int(np.random.default_rng(seed).integers(8 * len(data)))
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        store = FeatureStore.build(tmp_path / "store", utterances, dtype=dtype)  # opened: no row was looked at
+        hit = int(np.searchsorted(store.offsets, bit // 8 // row_bytes, side="right")) - 1
+        for i, u in enumerate(utterances):
+            if i == hit:
+                with pytest.raises(UserError, match=rf"rows.bin is damaged where utterance {u.id} lies: delete"):
+                    store[i]
+            else:
+                assert len(store[i]) == store.lengths[i]
+        with pytest.raises(UserError, match="damaged"):
+            collate(store, list(range(len(store))), [[]] * len(store))
+        shutil.rmtree(tmp_path / "store")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_flipped_bit_in_the_index_is_noticed(tmp_path, seed):
+    utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
+    FeatureStore.build(tmp_path / "store", utterances)
+    path = tmp_path / "store" / "index.json"
+    data = bytearray(path.read_bytes())
+    bit = int(np.random.default_rng(seed).integers(8 * len(data)))
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="no complete feature store"):
+        FeatureStore(tmp_path / "store")
+    assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+
+
+def test_a_store_without_checksums_is_built_again(tmp_path):
+    utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
+    FeatureStore.build(tmp_path / "store", utterances)
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_text())
+    del index["crc32"], index["checksums"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no complete feature store"):
+        FeatureStore(tmp_path / "store")
+    assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+
+
+def places(value):
+    """Every (container, key) below a JSON value."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from places(value[key])
+
+
+def mutate(value, rng):
+    """One structural change somewhere in a JSON value, in place where that is possible."""
+    odd = [None, True, -1, 0, 3, 1e300, float("nan"), float("inf"), -(2**63), 2**64, 10**400, "", "\ud800", "x" * 999,
+           [], {}, [[]], {"crc32": 0}, [1, "a", None], json.loads("[" * 90 + "]" * 90)]  # fmt: skip
+    found = list(places(value))
+    container, key = found[rng.integers(len(found))]
+    kind = rng.integers(6)
+    if kind == 0:
+        del container[key]
+    elif kind == 1 and isinstance(container, list):
+        container.insert(key, container[key])
+    elif kind == 2 and isinstance(container[key], int | float):
+        container[key] = [-container[key] - 1, float(container[key]), int(container[key]) * 10**12][rng.integers(3)]
+    elif kind == 3:
+        container[key] = [container[key]]
+    elif kind == 4:
+        return [value, [value], "text", 7, None, [], {}][rng.integers(7)]
+    else:
+        container[key] = odd[rng.integers(len(odd))]
+    return value
+
+
+def sealed(content):
+    """With a checksum that is right: damage that only the look at its shape can find."""
+    return feature_store._seal(content) if isinstance(content, dict) else json.dumps(content) + "\n"
+
+
+@pytest.mark.parametrize("seal", [False, True])
+def test_no_mutation_of_the_index_is_more_than_a_sentence(tmp_path, seal):
+    """200 times: opening gives the store or a UserError, and a build the right store."""
+    utterances, _ = read_part(make_part(tmp_path / "train", speakers=1, chapters=1))
+    utterances[1].audio.write_bytes(b"")
+    good = FeatureStore.build(tmp_path / "store", utterances)
+    path = tmp_path / "store" / "index.json"
+    text = path.read_text()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        content = json.loads(text)
+        if seal:
+            del content["crc32"]
+        content = mutate(content, rng)
+        line = sealed(content) if seal else json.dumps(content) + "\n"
+        path.write_text(line if seed % 10 else line[: rng.integers(len(line))])
+        with contextlib.suppress(UserError):  # anything else fails the test
+            store = FeatureStore(tmp_path / "store")
+            assert seal or path.read_text() == text
+            for i in range(len(store)):
+                with contextlib.suppress(UserError):
+                    assert store[i].shape == (store.lengths[i], 40)
+        if not seal:  # a forger with a right checksum may write other words, and then gets them
+            store = FeatureStore.build(tmp_path / "store", utterances)
+            assert_store_is_right(store, [utterances[0], utterances[2]])
+            assert store.problems == good.problems and path.read_text() == text
+
+
+@pytest.mark.parametrize("seal", [False, True])
+def test_no_mutation_of_the_journal_is_more_than_a_sentence(tmp_path, monkeypatch, seal):
+    utterances, _ = read_part(make_part(tmp_path / "train", speakers=1, chapters=1))
+    utterances[1].audio.write_bytes(b"")
+    FeatureStore.build(tmp_path / "whole", utterances)
+    monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store, "write_text_atomic", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            FeatureStore.build(tmp_path / "half", utterances)
+    lines = (tmp_path / "half" / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        place = tmp_path / f"store{seed}"
+        shutil.copytree(tmp_path / "half", place)
+        changed, which = list(lines), rng.integers(len(lines))
+        content = json.loads(lines[which])
+        if seal:
+            del content["crc32"]
+        content = mutate(content, rng)
+        line = sealed(content)[:-1] if seal else json.dumps(content)
+        changed[which] = line if seed % 10 else line[: rng.integers(len(line))]
+        (place / "journal.jsonl").write_text("\n".join(changed) + "\n")
+        with contextlib.suppress(UserError):
+            store = FeatureStore.build(place, utterances)
+            assert len(store) <= 3
+        if not seal:
+            for name in ("rows.bin", "index.json"):
+                assert (place / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        shutil.rmtree(place)
+
+
+def test_links_in_the_folder_are_not_written_through(tmp_path):
+    utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
+    precious = tmp_path / "precious"
+    for name in ("lock", "rows.bin", "journal.jsonl", "index.json"):
+        precious.write_text("precious")
+        place = tmp_path / name
+        place.mkdir()
+        (place / name).symlink_to(precious)
+        try:
+            store = FeatureStore.build(place, utterances)
+        except UserError as error:
+            assert f"{place / name} is a symbolic link" in str(error)
+        else:  # it made room for a file of its own
+            assert_store_is_right(store, utterances)
+            assert not (place / name).is_symlink()
+        assert precious.read_text() == "precious", name
+        (place / name).unlink()
+        assert_store_is_right(FeatureStore.build(place, utterances), utterances)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("name", ["lock", "rows.bin", "journal.jsonl", "index.json"])
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path, name):
+    utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store" / name)
+    with contextlib.suppress(UserError):
+        assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+
+
+# --- killed, and side by side ----------------------------------------------------------------------------------------
+
+
 class Stop(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
@@ -126,7 +311,7 @@ def test_a_build_interrupted_twice_continues_to_the_same_bytes(tmp_path, monkeyp
     FeatureStore.build(tmp_path / "whole", utterances)
     monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)  # one journal entry per utterance
     place = tmp_path / "store"
-    journal, rows = place / "journal.jsonl", place / "rows.part"
+    journal, rows = place / "journal.jsonl", place / "rows.bin"
     real = feature_store._extract
 
     def build_until(path):
@@ -185,6 +370,80 @@ def test_rows_beyond_the_last_journal_entry_are_done_again(tmp_path, monkeypatch
     FeatureStore.build(tmp_path / "store", utterances)
     for name in ("rows.bin", "index.json"):
         assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_kill_before_a_rename_loses_nothing(tmp_path, monkeypatch, rename):
+    """The rows are all there when a build is killed while it puts its files in place: none is computed again."""
+    utterances, _ = read_part(make_part(tmp_path / "train"))
+    renames, real = [], os.replace
+
+    def replace(*paths):
+        renames.append(paths)
+        if len(renames) == rename:
+            raise Stop
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with contextlib.suppress(Stop):
+            FeatureStore.build(tmp_path / "store", utterances)
+    monkeypatch.setattr(feature_store, "_extract", lambda paths: pytest.fail("computed again"))
+    assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+    assert not (tmp_path / "store" / "journal.jsonl").exists()
+
+
+def test_a_second_process_waits_with_a_bar_and_opens_what_the_first_has_built(tmp_path, monkeypatch, capsys):
+    utterances, _ = read_part(make_part(tmp_path / "train"))
+    place, found = tmp_path / "store", []
+    monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)
+    real, first = feature_store._extract, threading.current_thread()
+    waiting = threading.Thread(
+        target=lambda: found.append(FeatureStore.build(place, utterances, label="features of train"))
+    )
+
+    def extract(paths):
+        assert threading.current_thread() is first, "both compute"
+        if paths == [str(utterances[5].audio)]:
+            waiting.start()
+            deadline = time.time() + 30
+            while "5/12" not in (seen := capsys.readouterr().err) and time.time() < deadline:
+                time.sleep(0.05)
+            assert "features of train, by another process" in seen and "5/12" in seen and found == []
+        return real(paths)
+
+    monkeypatch.setattr(feature_store, "_extract", extract)
+    FeatureStore.build(place, utterances)
+    waiting.join(30)
+    assert_store_is_right(found[0], utterances)
+
+
+def test_waiting_for_a_process_that_dies_continues_its_build(tmp_path):
+    """And Ctrl-C ends the waiting."""
+    utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
+    place, found = tmp_path / "store", []
+    place.mkdir()
+    waiting = threading.Thread(target=lambda: found.append(FeatureStore.build(place, utterances)))
+    with Lock(place) as lock:
+        assert lock.take()
+        waiting.start()
+        script = f"""if True:
+            import signal
+            from mini_pkd.corpus import read_part
+            from mini_pkd.feature_store import FeatureStore
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("here", flush=True)
+            FeatureStore.build({str(place)!r}, read_part({str(tmp_path / 'train')!r})[0])
+            """
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == b"here\n"
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].endswith(b"KeyboardInterrupt\n")
+        assert found == [] and not (place / "rows.bin").exists()
+    waiting.join(30)
+    assert_store_is_right(found[0], utterances)
 
 
 def test_an_interrupted_build_of_another_corpus_is_not_continued(tmp_path, monkeypatch):
@@ -254,8 +513,8 @@ def test_a_killed_build_leaves_no_workers_and_continues(tmp_path):
     deadline = time.time() + 30
     while time.time() < deadline and not (journal.exists() and journal.read_text().count("\n") > 3):
         time.sleep(0.005)
-    with pytest.raises(UserError, match="another process is building"):
-        FeatureStore.build(tmp_path / "store", read_part(part)[0])
+    with Lock(tmp_path / "store") as lock:
+        assert not lock.take()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "store" / "index.json").exists(), "finished before the kill: give it more audio"
@@ -269,7 +528,8 @@ def test_a_killed_build_leaves_no_workers_and_continues(tmp_path):
     else:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("worker processes outlived their parent")
-    done = json.loads(journal.read_text().rpartition("\n")[0].splitlines()[-1])["done"]
+    entries = journal.read_text().rpartition("\n")[0].splitlines()[1:]
+    done = sum(len(json.loads(entry)["lengths"]) for entry in entries)
     assert 0 < done < 24
     utterances, _ = read_part(part)
     FeatureStore.build(tmp_path / "store", utterances, workers=1)

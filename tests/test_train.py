@@ -248,6 +248,51 @@ def test_an_utterance_whose_labels_no_lattice_can_hold_is_listed(handful):
         train.Part.encode(store, bpe, max_frames=800)
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+def test_the_last_row_of_the_encoder_may_be_partly_filled(handful, reduction):
+    """Rows are counted as the encoder makes them, so 1 frame has one row: 5 symbols a row are the limit."""
+    _, bpe, _ = handful
+    text = "ONE"
+    symbols = len(bpe.encode(text))
+    enough = -(-symbols // 5)  # rows
+    lengths = np.arange(1, 4 * reduction * enough)
+    store = types.SimpleNamespace(
+        ids=[str(n) for n in lengths], texts=[text] * len(lengths), lengths=lengths, folder="here"
+    )
+    kept, _ = train.Part.encode(store, bpe, reduction=reduction)
+    assert lengths[kept.indices].min() == reduction * (enough - 1) + 1
+    if reduction == 8:
+        encoder = new_model(bpe)
+        shortest = int(lengths[kept.indices].min())
+        rows = encoder.encode(np.zeros((shortest, 40), np.float32), np.array([shortest]))[1]
+        assert rows.tolist() == [enough]
+        default, _ = train.Part.encode(store, bpe)
+        assert default.indices.tolist() == kept.indices.tolist()
+
+
+def test_transcripts_with_unknown_characters_are_listed(handful):
+    _, bpe, _ = handful
+    texts = ["ONE", "ROOM 101", "TWO", "SEPT É", "ONE \u2581", "THREE"]
+    store = types.SimpleNamespace(
+        ids=list("abcdef"), texts=texts, lengths=np.array([80, 80, 900, 80, 80, 81]), folder="here"
+    )
+    part, problems = train.Part.encode(store, bpe, max_frames=800)
+    assert part.indices.tolist() == [0, 5]
+    assert [p.where for p in problems] == ["b", "d", "e", "c"]
+    for problem, character in zip(problems, "1É\u2581", strict=False):
+        assert "the vocabulary does not know the character" in problem.reason and character in problem.reason
+    assert "too long" in problems[3].reason
+    assert [part.targets[i].tolist() for i in part.indices] == [bpe.encode("ONE"), bpe.encode("THREE")]
+    with pytest.raises(UserError, match="utterance b: the vocabulary does not know .*--strict"):
+        train.Part.encode(store, bpe, max_frames=800, strict=True)
+    with pytest.raises(UserError, match="too long"):
+        store.texts = ["ONE"] * 6
+        train.Part.encode(store, bpe, max_frames=10)
+    store.texts = ["1"] * 6
+    with pytest.raises(UserError, match="no utterance in here can be used; the first problem is a: the vocabulary"):
+        train.Part.encode(store, bpe)
+
+
 def test_dev_evaluation_does_not_depend_on_batches(handful):
     part, bpe, _ = handful
     model = new_model(bpe)
