@@ -5,10 +5,11 @@
         options = Parser("report", description=...).parse_args(arguments)
         ...
 
-    0    done; also when the reader of our output has left, as `head` does
+    0    done
     1    something the user can mend: a UserError, or an output that cannot be written
     2    a command line that cannot be understood
     130  Ctrl-C
+    141  the reader of our output has left, as `head` does; no sentence, but not done either (128 + SIGPIPE, as in C)
 
 A sentence always has the same form, `report: X is Y; do Z`.  Any other exception is a mistake of ours and keeps
 its traceback.
@@ -64,7 +65,7 @@ def command(name):
                 if not _stdout_refuses():
                     raise
                 if isinstance(error, BrokenPipeError):
-                    return 0
+                    return 141
                 return complain(name, f"stdout cannot be written ({error.strerror}); send the output somewhere else.")
 
         return run

@@ -1,5 +1,6 @@
 """corpus.py: damaged folders, the parts of a corpus, batches, the command."""
 
+import errno
 import functools
 import json
 
@@ -263,6 +264,14 @@ def test_check_command(tmp_path, capsys):
     assert corpus.main([str(tmp_path / "nowhere")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("corpus: ") and "does not exist" in error
+
+
+def test_a_reader_of_the_output_that_has_left_is_no_fault_of_a_folder():
+    """command.py knows what to do; a full disk still is one."""
+    with pytest.raises(BrokenPipeError), corpus.disk_errors("runs"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(UserError, match="disk of runs is full"), corpus.disk_errors("runs"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_demo_runs_on_a_small_corpus(tmp_path, capsys):

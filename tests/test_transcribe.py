@@ -418,7 +418,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback(folder):
     process.stdout.close()
     message = process.stderr.read()
     process.stderr.close()
-    assert process.wait() == 0 and message == ""
+    assert process.wait() == 141 and message == ""
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full exists on Linux only")
