@@ -17,5 +17,5 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 class UserError(Exception):
     """Something the user can mend. Its message is one sentence: what is wrong, where, what to do.
 
-    Commands catch it, print the sentence on stderr and exit with status 2; nobody sees a traceback.
+    Commands print it on stderr and exit with status 1 (command.py); nobody sees a traceback.
     """

@@ -233,7 +233,7 @@ class BPE:
                 id_of[left + right] = len(characters) + len(merges)
             bpe = cls(characters, merges, counts, asked)
             intact = intact and bpe.fingerprint() == content["fingerprint"]
-        except (KeyError, ValueError, TypeError, AttributeError):
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
             intact = False
         if not intact:
             raise UserError(f"{where} is a vocabulary that was edited or damaged; train it again or bring a copy")
@@ -252,7 +252,7 @@ class BPE:
             raise UserError(f"{path} could not be read ({error.strerror}); give a vocabulary file") from None
         try:
             content = json.loads(data.decode("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
             content = None
         return cls.from_dict(content, str(path))
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from . import UserError, checkpoint, report, warm_up, wer
 from .bpe import BPE
+from .command import UsageError, command
 from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
 from .decode import beam_search
 from .estimate import describe
@@ -51,8 +52,8 @@ TEST_SETS = ("test-clean", "test-other")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@command("cascade")
 def main(argv=None):
-    """The command; returns its exit status: 0, 2 after a sentence on stderr, 130 when interrupted."""
     slot = None
     try:
         arguments = _parse(argv)
@@ -72,12 +73,9 @@ def main(argv=None):
             else:
                 cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
                 print(report.write_report([cascade.out]))
-    except UserError as error:
-        print(f"mini_pkd: {error}", file=sys.stderr)
-        return 2
     except (Interrupted, KeyboardInterrupt):
         if slot is None:
-            print("\nmini_pkd: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
+            print("\ncascade: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
         return 130
     return 0
 
@@ -135,7 +133,7 @@ def _parse(argv):
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
 
     def refuse(message):  # argparse would print the usage first: two sentences
-        raise UserError(f"{message}; --help lists everything.")
+        raise UsageError(f"{message}; --help lists everything.")
 
     parser.error = refuse
     arguments = parser.parse_intermixed_args(argv)

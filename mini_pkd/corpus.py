@@ -14,7 +14,6 @@ Everything that is random is a function of (seed, epoch), so a resumed run sees 
 `python -m mini_pkd.corpus DIR` looks a corpus over: utterances, hours, problems of every part.
 """
 
-import argparse
 import contextlib
 import errno
 import os
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from . import UserError
 from .bpe import MARKER
+from .command import Parser, command
 from .features import NUM_FEATURES, mfcc, read_audio
 from .specaugment import generator
 
@@ -83,6 +83,8 @@ def disk_errors(folder):
     """A full disk or an unwritable folder is the user's to mend: say it in a sentence."""
     try:
         yield
+    except BrokenPipeError:  # the reader of our output has left: see command.py
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -433,24 +435,18 @@ def demo(root):
         print(f"  {len(batch)} utterances, {lengths[batch].sum():4d} frames: {lengths[batch].tolist()}")
 
 
+@command("corpus")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m mini_pkd.corpus", description="Count utterances, hours and problems of a corpus."
+    parser = Parser(
+        "corpus", description="Count utterances, hours and problems of a corpus."
     )
     parser.add_argument("folder", nargs="?", metavar="DIR", help="a corpus, or one part of it (default: a demo)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first problem, exit status 2")
+    parser.add_argument("--strict", action="store_true", help="stop at the first problem, exit status 1")
     options = parser.parse_args(arguments)
-    try:
-        if options.folder is not None:
-            problems = check(options.folder, options.strict)
-            return 2 if options.strict and problems else 0
-        demo(Path(__file__).resolve().parent.parent / "data_small" / "numbers")
-    except UserError as error:
-        print(f"mini_pkd: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    if options.folder is not None:
+        problems = check(options.folder, options.strict)
+        return 1 if options.strict and problems else 0
+    demo(Path(__file__).resolve().parent.parent / "data_small" / "numbers")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ one step, with a marker inside.  No more is read than an archive is long, a conn
 every PATIENCE seconds, and https never becomes http.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import UserError
+from .command import Parser, command
 from .corpus import disk_errors, progress_bar, scan
 
 MIRROR = "https://www.openslr.org/resources"
@@ -312,9 +312,10 @@ def _unpack(archive, part, to, label):
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@command("download")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m mini_pkd.download", description="Fetch parts of LibriSpeech; interrupted, it continues."
+    parser = Parser(
+        "download", description="Fetch parts of LibriSpeech; interrupted, it continues."
     )
     parser.add_argument("parts", nargs="+", metavar="PART", help=", ".join(ARCHIVES))
     parser.add_argument("--to", required=True, metavar="DIR", help="parts end up in DIR/LibriSpeech/PART")
@@ -328,11 +329,8 @@ def main(arguments=None):
         for part in options.parts:
             folder = download(part, options.to, options.mirror, keep_archive=options.keep_archives)
             print(f"{part} is complete in {folder}")
-    except UserError as error:
-        print(f"mini_pkd: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("mini_pkd: stopped; the same command continues where it was.", file=sys.stderr)
+        print("download: stopped; the same command continues where it was.", file=sys.stderr)
         return 130
     return 0
 

@@ -18,9 +18,7 @@ Whether model a beats model b is decided by the paired bootstrap that the cascad
 the majority of the seeds must agree, and none may say the opposite.
 """
 
-import argparse
 import io
-import json
 import math
 import sys
 from pathlib import Path
@@ -28,8 +26,11 @@ from typing import NamedTuple
 
 from . import UserError
 from .checkpoint import write_file_atomic, write_text_atomic
+from .command import Parser, command
+from .records import COUNT, TEXT, WORD, Each, Leaf, between, read_record
 
 DASH = "-"  # not there (yet)
+MOST_SETS = 20  # each is a column, and a panel of the figures
 
 # What the paper found, to stand beside what we found: (sentence, model, reference), or a whole family of pairs.
 PAPER_PAIRS = (
@@ -51,69 +52,61 @@ SERIES = {
 # ------------------------------------------------------------------------------------- reading the runs
 
 
+AMOUNT = between(0, 1e15)
+# A test set without words has an infinite rate, and so a difference that is no number.
+RATE = Leaf("a rate, such as 0.08,", lambda value: AMOUNT.fits(value) or value == math.inf)
+DIFFERENCE = Leaf("a number", lambda value: isinstance(value, float) or between(-1e15, 1e15).fits(value))
+INTERVAL = Leaf(
+    "a pair of rates", lambda value: isinstance(value, list) and len(value) == 2 and all(map(RATE.fits, value))
+)
+RUNG = Leaf(
+    "a student, or a student and its baseline,",
+    lambda value: WORD.fits(value)
+    or (isinstance(value, dict) and WORD.fits(value.get("student")) and WORD.fits(value.get("baseline"))),
+)
+RESULTS = {  # what a report needs of a results.json; the cascade writes more
+    "scale": WORD,
+    "seed": COUNT,
+    "command?": TEXT,
+    "machine?": TEXT,
+    "seconds?": AMOUNT,
+    "test_sets?": [WORD],
+    "models": [
+        {
+            "name": WORD,
+            **{"params?": between(1, 1e15), "compression?": between(-1e15, 1)},
+            **{"wer?": Each(RATE), "ser?": Each(RATE), "wer_ci95?": Each(INTERVAL), "ser_ci95?": Each(INTERVAL)},
+            **{"updates?": AMOUNT, "seconds?": AMOUNT, "best_dev_wer?": RATE},
+        }
+    ],
+    "experiments": [
+        {
+            "number?": COUNT,
+            "stages": [{"stage?": COUNT, "teacher": WORD, "progressive": WORD, "direct": WORD, "baseline": WORD}],
+        }
+    ],
+    "ladder?": [RUNG],
+    "paired?": [
+        {"a": WORD, "b": WORD, "set": WORD, "difference": DIFFERENCE, "low": DIFFERENCE, "high": DIFFERENCE, "p?": RATE}
+    ],
+}
+
+
 def read_results(folder):
-    """The dictionary in folder/results.json, or a UserError that says what is wrong with it."""
-    path = Path(folder)
-    if path.suffix != ".json":
-        path = path / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}; give the folder of a run of mini_pkd.cascade.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the folder.") from None
-    except ValueError:
-        raise UserError(
-            f"{path} is truncated or not JSON; start the command of that run again, which writes it anew."
-        ) from None
-    fault = _fault(results)
-    if fault:
-        raise UserError(f"{path} is not a results.json of mini_pkd.cascade ({fault}); give the folder of a run.")
+    """The results.json of a run (its folder, or the file itself) as a record, or a UserError."""
+    path = results_path(folder)
+    advice = "give the folder of a run of mini_pkd.cascade, or start that run again, which writes the file anew"
+    results = read_record(path, RESULTS, advice)
+    for kind, names in (("model", [m["name"] for m in results["models"]]), ("test set", results["test_sets"] or [])):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path} holds the {kind} {twice[0]} twice; {advice}.")
     return results
 
 
-def _fault(results):
-    """What makes this something else than our results, or None."""
-    if not isinstance(results, dict):
-        return "it holds no dictionary"
-    for key, kind in {"scale": str, "seed": int, "models": list, "experiments": list}.items():
-        if not isinstance(results.get(key), kind):
-            return f"{key!r} is missing or no {kind.__name__}"
-    for model in results["models"]:
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            return "a model has no name"
-        for key in ("wer", "ser"):
-            rates = model.get(key) or {}
-            if not isinstance(rates, dict) or not all(_number(rate) for rate in rates.values()):
-                return f"{key!r} of {model['name']} holds something else than numbers"
-            intervals = model.get(f"{key}_ci95") or {}
-            if not isinstance(intervals, dict) or not all(map(_pair, intervals.values())):
-                return f"'{key}_ci95' of {model['name']} holds something else than pairs of numbers"
-        if not all(model.get(key) is None or _number(model[key]) for key in ("params", "compression")):
-            return f"a size of {model['name']} is not a number"
-    for experiment in results["experiments"]:
-        stages = experiment.get("stages") if isinstance(experiment, dict) else None
-        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-            return "an experiment has no stages"
-        for stage in stages:
-            for key in ("teacher", "progressive", "direct", "baseline"):
-                if not isinstance(stage.get(key), str):
-                    return f"a stage names no {key!r}"
-    for rung in results.get("ladder") or []:  # a student's name, or {"student", "baseline"}
-        if not isinstance(rung, str) and not (isinstance(rung, dict) and {"student", "baseline"} <= rung.keys()):
-            return "a rung of the ladder names no student"
-    for pair in results.get("paired") or []:
-        if not isinstance(pair, dict) or not {"a", "b", "set", "difference", "low", "high"} <= pair.keys():
-            return "a paired test is incomplete"
-    return None
-
-
-def _number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _pair(value):
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+def results_path(folder):
+    path = Path(folder)
+    return path if path.suffix == ".json" else path / "results.json"
 
 
 class Runs:
@@ -139,6 +132,11 @@ class Runs:
         self.stages = [stage for e in self.experiments for stage in e["stages"]]
         found = [name for models in self.models for m in models.values() for name in m.get("wer") or {}]
         self.test_sets = list(self.first.get("test_sets") or dict.fromkeys(found))
+        if len(self.test_sets) > MOST_SETS:
+            raise UserError(
+                f"the runs have {len(self.test_sets)} test sets, and a report has room for {MOST_SETS}; "
+                "give runs with fewer."
+            )
 
     @property
     def several(self):
@@ -203,7 +201,7 @@ def table1(runs, compact=False):
     rows = [["", *cells("T1", "teacher", None, None)]]
     for experiment in runs.experiments:
         for i, stage in enumerate(experiment["stages"], start=1):
-            where = f"{experiment.get('number', '?')}.{stage.get('stage', i)}"
+            where = f"{experiment.get('number') or '?'}.{stage.get('stage') or i}"
             baseline = stage["baseline"]
             shared = stage["progressive"] == stage["direct"]  # first stage: progressive already is direct
             role = "prog. = direct" if shared else "progressive"
@@ -407,7 +405,7 @@ def _tests_by_pair(results):
     """{(a, b, set): (difference, low, high, p)}, each test from both sides."""
     tests = {}
     for t in results.get("paired") or []:
-        difference, low, high, p = t["difference"], t["low"], t["high"], t.get("p", t.get("p_value"))
+        difference, low, high, p = t["difference"], t["low"], t["high"], t.get("p")
         tests[t["b"], t["a"], t["set"]] = (-difference, -high, -low, p)
         tests[t["a"], t["b"], t["set"]] = (difference, low, high, p)
     return tests
@@ -474,7 +472,7 @@ def draw_figures(runs, folder):
             drawn |= _draw_panel(axes, runs, experiment, test_set)
         if not drawn:
             continue
-        which = experiment.get("number", number)
+        which = experiment.get("number") or number
         bars = f"bars: range of {len(runs.seeds)} seeds" if runs.several else "bars: 95 % interval"
         figure.suptitle(f"Experiment {which}, {runs.first['scale']}: WER against compression ({bars})", fontsize=11)
         picture = io.BytesIO()
@@ -493,7 +491,7 @@ def _draw_panel(axes, runs, experiment, test_set):
         points = []
         for name in names:
             wers, compression = runs.get(name, "wer", test_set), runs.compression(name)
-            if wers and compression is not None:
+            if wers and compression is not None and math.isfinite(sum(wers)):
                 points.append((name, 100 * compression, 100 * sum(wers) / len(wers), *_bar(runs, name, test_set)))
         if [name for name, *_ in points] in ([], ["T1"]):
             continue
@@ -522,7 +520,7 @@ def _draw_panel(axes, runs, experiment, test_set):
                 fontsize=8,
             )
     teacher = runs.mean("T1", "wer", test_set)
-    if teacher is not None:
+    if teacher is not None and math.isfinite(teacher):
         axes.axhline(100 * teacher, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.annotate("T1", (0, 100 * teacher), xytext=(-7, 4), textcoords="offset points", fontsize=8, ha="right")
     axes.set_title(test_set, fontsize=10)
@@ -544,6 +542,7 @@ def _bar(runs, name, test_set):
     low, high = min(wers), max(wers)
     if not runs.several:
         low, high = (runs.get(name, "wer_ci95", test_set) or [(mean, mean)])[0]
+        low, high = (bound if math.isfinite(bound) else mean for bound in (low, high))
     return 100 * max(0.0, mean - low), 100 * max(0.0, high - mean)
 
 
@@ -580,7 +579,7 @@ def write_report(folders, out=None):
     `out` is the first folder unless told otherwise.
     """
     runs = Runs([read_results(folder) for folder in folders])
-    out = Path(out if out is not None else folders[0])
+    out = Path(out) if out is not None else results_path(folders[0]).parent
     pictures, remark = draw_figures(runs, out)
     path = out / "report.md"
     write_text_atomic(path, report_text(runs, pictures, remark))
@@ -596,9 +595,10 @@ def report_text(runs, pictures=(), remark=None):
     seeds = f"mean over {len(runs.seeds)} seeds ({', '.join(map(str, runs.seeds))})"
     facts = [seeds if runs.several else f"seed {first['seed']}"]
     for key, text in (("command", "`{}`"), ("machine", "{}")):
-        if first.get(key):
-            facts.append(text.format(first[key]))
-    times = [r["seconds"] for r in runs.results if _number(r.get("seconds"))]
+        if first.get(key):  # a command may name a path that is not UTF-8, and the report is UTF-8
+            line = " ".join(first[key].split()).encode("utf-8", "backslashreplace").decode("utf-8")
+            facts.append(text.format(line))
+    times = [r["seconds"] for r in runs.results if r.get("seconds") is not None]
     if times:
         whose = "all models of all seeds" if runs.several else "all models"
         facts.append(f"{_duration(sum(times))} of training and decoding, added up over {whose}")
@@ -677,19 +677,13 @@ def _duration(seconds):
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+@command("report")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m mini_pkd.report", description="Tables 1 and 2 and Figures 2 and 3 from results.json."
-    )
+    parser = Parser("report", description="Tables 1 and 2 and Figures 2 and 3 from results.json.")
     parser.add_argument("folders", nargs="+", metavar="RUN_DIR", help="a run; several: same scale, other seeds")
     parser.add_argument("--out", help="where report.md and the figures go (default: the first RUN_DIR)")
     options = parser.parse_args(arguments)
-    try:
-        print(write_report(options.folders, options.out))
-    except UserError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(options.folders, options.out))
 
 
 if __name__ == "__main__":

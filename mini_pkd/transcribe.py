@@ -27,14 +27,16 @@ from contextlib import nullcontext
 import numpy as np
 
 from . import UserError
+from .command import Parser, command, complain
 from .conformer import EncoderStream
-from .decode import BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
+from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
 from .features import SAMPLE_RATE, StreamingMFCC, mfcc, read_audio
 from .model_file import load_model
 from .tensor import Tensor, no_grad
 from .train import StopSignal
 
 PIECE_MS = 160  # two encoder rows
+MAX_PIECE_MS = 3_600_000  # an hour
 WHOLE = SAMPLE_RATE * 10  # samples read from a pipe at a time when nobody waits for partial results
 
 
@@ -137,7 +139,7 @@ def pipe_pieces(source, size):
     Raw 16 bit samples (little-endian, mono, 16 kHz) and the plain WAV of such samples are handed on while
     more is still being spoken.  Any other audio file has to arrive whole before it can be read.
     """
-    head = source.read(44)  # the length of a plain WAV header
+    head = _read(source, 44)  # the length of a plain WAV header
     left = None  # bytes still to come, None: until the pipe ends
     if _is_plain_wav(head):
         left = int.from_bytes(head[40:44], "little")
@@ -145,12 +147,12 @@ def pipe_pieces(source, size):
             left = None
         head = b""
     elif head[:4] in CONTAINERS:
-        yield from cut(read_audio(io.BytesIO(head + source.read())), size)
+        yield from cut(read_audio(io.BytesIO(head + _read(source))), size)
         return
     seen, data = False, head
     while True:
         wanted = 2 * size - len(data) if left is None else min(2 * size - len(data), left)
-        new = source.read(wanted) if wanted > 0 else b""
+        new = _read(source, wanted) if wanted > 0 else b""
         left = left if left is None else left - len(new)
         data += new
         if not data:
@@ -166,6 +168,15 @@ def pipe_pieces(source, size):
         raise UserError("stdin holds no samples: pipe a WAV file or raw mono int16 samples at 16 kHz into it.")
 
 
+def _read(source, size=-1):
+    try:
+        return source.read(size)
+    except OSError as error:
+        raise UserError(
+            f"stdin cannot be read ({error.strerror or error}): pipe a WAV file or raw mono int16 samples into it."
+        ) from None
+
+
 def _is_plain_wav(head):
     """44 bytes of header, then PCM: 1 channel, 16 kHz, 16 bit.  What `arecord` and `sox` write."""
     if len(head) < 44 or head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt " or head[36:40] != b"data":
@@ -179,24 +190,20 @@ def _is_plain_wav(head):
 # --- the command --------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"mini_pkd: {message}; --help shows what can be given.\n")
+def _from_1_to(most):
+    """An argparse type."""
 
+    def whole(text):
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
+        return int(text)
 
-def _at_least_one(text):
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    return whole
 
 
 def _parse(argv):
-    parser = _Parser(
-        prog="python -m mini_pkd.transcribe",
+    parser = Parser(
+        "transcribe",
         description="Speech to text.  Prints a line `FILE TEXT` for every file.",
         epilog="""\
 examples, with a model that `python -m mini_pkd.cascade` has trained:
@@ -207,7 +214,7 @@ examples, with a model that `python -m mini_pkd.cascade` has trained:
           arecord -f S16_LE -r 16000 -t raw | %(prog)s --stream runs/tiny/T1/model.npz -
 
 Files may be anything that soundfile reads (.wav, .flac, .ogg, .opus), one channel, any usual sample rate.
-A file that cannot be read is reported on stderr, the others are still transcribed, and the exit status is 2.""",
+A file that cannot be read is reported on stderr, the others are still transcribed, and the exit status is 1.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL.npz", help="a model.npz in a run's folder, one per model")
@@ -218,15 +225,16 @@ A file that cannot be read is reported on stderr, the others are still transcrib
         "--stream", action="store_true", help="feed the audio in pieces and show the text as it grows, ending in ..."
     )
     parser.add_argument(
-        "--piece-ms", type=_at_least_one, default=PIECE_MS, metavar="MS",
+        "--piece-ms", type=_from_1_to(MAX_PIECE_MS), default=PIECE_MS, metavar="MS",
         help=f"length of a piece with --stream, in milliseconds (default: {PIECE_MS}); the final text is the same",
     )  # fmt: skip
     parser.add_argument(
-        "--beam", type=_at_least_one, default=BEAM, metavar="N",
-        help=f"hypotheses kept while searching (default: {BEAM}); 1 is greedy search: faster, a little worse",
+        "--beam", type=_from_1_to(MAX_BEAM), default=BEAM, metavar="N",
+        help=f"hypotheses kept while searching (default: {BEAM}, at most {MAX_BEAM}); 1 is greedy search: faster, "
+        "a little worse",
     )  # fmt: skip
     parser.add_argument(
-        "--n-best", type=_at_least_one, default=1, metavar="N",
+        "--n-best", type=_from_1_to(MAX_BEAM), default=1, metavar="N",
         help="print the N best, as `FILE RANK LOG_PROBABILITY TEXT`; N at most the beam",
     )  # fmt: skip
     arguments = parser.parse_intermixed_args(argv)
@@ -235,32 +243,37 @@ A file that cannot be read is reported on stderr, the others are still transcrib
     return arguments
 
 
+@command("transcribe")
 def main(argv=None):
-    """The command; returns its exit status: 0, 2 after a sentence on stderr, 130 when interrupted."""
+    """A file that cannot be read does not keep the others from being transcribed."""
     arguments = _parse(argv)
     status = 0
-    try:
-        recogniser = Recogniser.load(arguments.model, arguments.beam)
-        for name in arguments.files:
-            try:
-                _transcribe_one(recogniser, name, arguments)
-            except UserError as error:
-                print(f"mini_pkd: {error}", file=sys.stderr)
-                status = 2
-    except UserError as error:
-        print(f"mini_pkd: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does: that is no error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    _refuse_special(arguments.model, "name a model.npz.")
+    recogniser = Recogniser.load(arguments.model, arguments.beam)
+    for name in arguments.files:
+        try:
+            _transcribe_one(recogniser, name, arguments)
+        except UserError as error:
+            status = complain("transcribe", error)
     return status
+
+
+def _refuse_special(name, advice):
+    """A named pipe would wait for ever, and a device such as /dev/zero never ends."""
+    if os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name):
+        raise UserError(f"{name} is a pipe, a device or a socket where a file is expected: {advice}")
 
 
 def _transcribe_one(recogniser, name, arguments):
     piece = SAMPLE_RATE * arguments.piece_ms // 1000 if arguments.stream else WHOLE
     from_pipe = name == "-"
-    pieces = pipe_pieces(sys.stdin.buffer, piece) if from_pipe else cut(read_audio(name), piece)
+    if from_pipe:
+        if sys.stdin is None:
+            raise UserError("stdin is closed: pipe a WAV file or raw mono int16 samples at 16 kHz into it.")
+        pieces = pipe_pieces(sys.stdin.buffer, piece)
+    else:
+        _refuse_special(name, "give - instead of its name, and send the audio to stdin.")
+        pieces = cut(read_audio(name), piece)
     if not arguments.stream:
         _print_final(name, recogniser.n_best(np.concatenate(list(pieces)), arguments.n_best), arguments)
         return

@@ -25,7 +25,6 @@ speaker; with few speakers the true uncertainty is larger.)  Left out: text norm
     python -m mini_pkd.wer REFERENCE HYPOTHESIS [OTHER_HYPOTHESIS]      files of lines `ID TEXT`
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from numba import njit
 
 from mini_pkd import UserError
 from mini_pkd.checkpoint import write_text_atomic
+from mini_pkd.command import Parser, command
 
 # ---------------------------------------------------------------------------------------------------
 # Counting edits
@@ -354,9 +354,10 @@ def _demo() -> None:
     _print_report(["first", "second"], [score(references, first), score(references, second)])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mini_pkd.wer",
+@command("wer")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser(
+        "wer",
         description="Word error rate of a hypothesis, with a bootstrap interval; with a second hypothesis "
         "a paired test between the two.  Files hold lines `ID TEXT`.  Without arguments: a small demo.",
     )
@@ -365,17 +366,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.reference is None:
         _demo()
-        return 0
+        return
     if not 1 <= len(options.hypothesis) <= 2:
         parser.error("give a reference and one or two hypotheses")
-    try:
-        references = read_transcript(options.reference)
-        scores = [score(references, read_transcript(path)) for path in options.hypothesis]
-        _print_report(options.hypothesis, scores)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    references = read_transcript(options.reference)
+    scores = [score(references, read_transcript(path)) for path in options.hypothesis]
+    _print_report(options.hypothesis, scores)
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_foreign_and_damaged_files(tmp_path):
     for length in range(len(good) - 1):  # the last byte is the final newline
         path.write_bytes(good[:length])
         assert "no mini_pkd vocabulary" in refused(path)
-    for data in [b"\xff\xfe\x00", b"[1, 2]", b'{"format": "else"}', b"ONE TWO\n"]:
+    for data in [b"\xff\xfe\x00", b"[1, 2]", b'{"format": "else"}', b"ONE TWO\n", b"[" * 200_000]:
         path.write_bytes(data)
         assert "no mini_pkd vocabulary" in refused(path)
     for key, value in [
@@ -239,7 +239,12 @@ def test_foreign_and_damaged_files(tmp_path):
         ("merges", ["N E"]),
         ("merges", []),
         ("merges", None),
+        ("merges", [["N", "E", 5]]),
+        ("merges", {"N E 5": 1}),
         ("asked", "many"),
+        ("asked", math.inf),
+        ("asked", math.nan),
+        ("asked", []),
         ("fingerprint", "000000000000"),
         ("fingerprint", None),
     ]:

@@ -1,5 +1,6 @@
 """corpus.py: damaged folders, the parts of a corpus, batches, the command."""
 
+import errno
 import functools
 import json
 import os
@@ -396,10 +397,19 @@ def test_check_command(tmp_path, capsys):
     train = next(line.split() for line in out.splitlines() if line.startswith("train"))
     assert train == ["train", "12", "2", "36", f"{seconds / 3600:.2f}", "0"]
     assert "10-7-0000.flac: cannot be read" in out and "no test-clean and no test-other" in out
-    assert corpus.main([str(tmp_path), "--strict"]) == 2
+    assert corpus.main([str(tmp_path), "--strict"]) == 1
     assert corpus.main([str(tmp_path / "train")]) == 0
-    assert corpus.main([str(tmp_path / "nowhere")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    assert corpus.main([str(tmp_path / "nowhere")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("corpus: ") and "does not exist" in error
+
+
+def test_a_reader_of_the_output_that_has_left_is_no_fault_of_a_folder():
+    """command.py knows what to do; a full disk still is one."""
+    with pytest.raises(BrokenPipeError), corpus.disk_errors("runs"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(UserError, match="disk of runs is full"), corpus.disk_errors("runs"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_demo_runs_on_a_small_corpus(tmp_path, capsys):

@@ -505,6 +505,7 @@ def test_archive_table_is_the_published_one():
 
 
 def test_commands_refuse_in_one_sentence(tmp_path, capsys):
-    assert download_file.main(["dev-clean", "dev-cleam", "--to", str(tmp_path)]) == 2
+    assert download_file.main(["dev-clean", "dev-cleam", "--to", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "dev-cleam" in error and error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert error.startswith("download: ") and "dev-cleam" in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
