@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import UserError
 from .conformer import ConformerConfig
-from .decode import MAX_SYMBOLS
+from .decode import MAX_BEAM, MAX_SYMBOLS
 from .rnnt_loss import KEEP_BYTES
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig
@@ -199,7 +199,13 @@ def _parse(owner, key, text, name):
 
 MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
-AT_MOST_ONE = ("floor_rate", "max_time_fraction", "max_warp_fraction")
+# More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to
+# the estimate.
+AT_MOST = {
+    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1,
+    "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
+    "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
+}  # fmt: skip
 CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
 
 
@@ -211,11 +217,14 @@ def _check_ranges(values, prefix=""):
             least = 0 if key in MAY_BE_ZERO else 1
             if value < least:
                 raise UserError(f"{name} must be at least {least}, and {value} is less.")
+            most = AT_MOST.get(key, 10**9)
+            if value > most:
+                raise UserError(f"{name} must be at most {most}, and {value} is more.")
         elif isinstance(value, float):
             if not 0 <= value < math.inf:  # nan as well
                 raise UserError(f"{name} must be a finite number of at least 0, not {value}.")
-            if (key in ABOVE_ZERO and value == 0) or (key in AT_MOST_ONE and value > 1):
-                raise UserError(f"{name} must be {'above 0' if value == 0 else 'at most 1'}, not {value}.")
+            if (key in ABOVE_ZERO and value == 0) or value > AT_MOST.get(key, math.inf):
+                raise UserError(f"{name} must be {'above 0' if value == 0 else f'at most {AT_MOST[key]}'}, not {value}.")
             if key == "dropout" and value >= 1:
                 raise UserError(f"{name} must be below 1, not {value}.")
         elif key in CHOICES and value not in CHOICES[key]:
