@@ -42,6 +42,7 @@ from .estimate import describe
 from .feature_store import FeatureStore, estimate_normaliser, only_process
 from .scales import SCALES, count_parameters, get_scale
 from .specaugment import generator
+from .threads import usable_cores
 from .train import Interrupted, Part, StopSignal, load_model, save_model, train
 from .transducer import Transducer
 
@@ -110,7 +111,7 @@ def _end_with_parent():
 
 
 def _default_jobs(scale):
-    return 1 if scale.name == "full" else min(os.cpu_count() or 1, 4)
+    return 1 if scale.name == "full" else min(usable_cores(), 4)
 
 
 def _parse(argv):
@@ -205,7 +206,7 @@ class Cascade:
         """Start a process per model as soon as its teacher is finished, `jobs` at a time."""
         # Long chains first: whoever teaches others must not wait behind a baseline.
         waiting = sorted(models, key=lambda m: ("teacher", "progressive", "direct", "baseline").index(m.role))
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        threads = str(max(1, usable_cores() // jobs))
         environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
         common = ["--data", self.data, "--out", self.out, "--seed", self.seed, *(["--strict"] if self.strict else [])]
         running = {}
@@ -550,7 +551,7 @@ def machine():
             name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return f"{name}, {usable_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

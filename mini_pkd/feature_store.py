@@ -111,7 +111,7 @@ class FeatureStore:
     ):
         """Open the store in `folder` if it belongs to these utterances; compute it otherwise.
 
-        workers: processes (default: one per core; small parts are done in this process).
+        workers: processes (default: one per usable core; small parts are done in this process).
         label: name on the progress bar, none without. strict: the first unreadable file raises.
         Safe to kill at any instant: the next call continues from the last entry of the journal.
         """
@@ -276,7 +276,9 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
 
 def _extract_all(paths, workers):
     """Yield the results of all paths in order, with as many processes as that is worth."""
-    workers = os.cpu_count() or 1 if workers is None else workers
+    from .threads import usable_cores  # not above: a worker process would import numba with it
+
+    workers = usable_cores() if workers is None else workers
     finished = 0
     if workers > 1 and len(paths) > SMALL_PART:
         try:

@@ -224,7 +224,8 @@ def _check_ranges(values, prefix=""):
             if not 0 <= value < math.inf:  # nan as well
                 raise UserError(f"{name} must be a finite number of at least 0, not {value}.")
             if (key in ABOVE_ZERO and value == 0) or value > AT_MOST.get(key, math.inf):
-                raise UserError(f"{name} must be {'above 0' if value == 0 else f'at most {AT_MOST[key]}'}, not {value}.")
+                wanted = "above 0" if value == 0 else f"at most {AT_MOST[key]}"
+                raise UserError(f"{name} must be {wanted}, not {value}.")
             if key == "dropout" and value >= 1:
                 raise UserError(f"{name} must be below 1, not {value}.")
         elif key in CHOICES and value not in CHOICES[key]:

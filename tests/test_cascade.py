@@ -216,7 +216,7 @@ def test_another_seed_gives_other_weights(data, finished):
 
 @pytest.mark.slow
 def test_side_by_side_gives_the_same_bits(data, finished, monkeypatch, capfd):
-    monkeypatch.setattr(cascade.os, "cpu_count", lambda: 2)  # one thread for each of two processes
+    monkeypatch.setattr(cascade, "usable_cores", lambda: 2)  # one thread for each of two processes
     out = finished.parent / "side-by-side"
     assert cascade.main(words_of(data, out, "--jobs", 2)) == 0
     assert weights(out) == weights(finished)
@@ -241,7 +241,7 @@ def test_the_last_model_has_no_more_threads_than_the_others_had(copy, data, monk
             return 1
 
     untrain(copy, *left)
-    monkeypatch.setattr(cascade.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(cascade, "usable_cores", lambda: 6)
     monkeypatch.setattr(cascade.subprocess, "Popen", Process)
     assert "ended early" in refusal(capfd, words_of(data, copy, "--jobs", 3))
     assert sorted(started) == [(name, "2", "2") for name in left]
