@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, checkpoint, report, warm_up, wer
+from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
 from .bpe import BPE
 from .corpus import disk_errors, find_parts, missing_roles, read_part, word_counts
 from .decode import beam_search
@@ -98,9 +98,7 @@ def _end_with_parent():
     """A process that trains one model must not outlive the command: the next one would train it too.
 
     The parent holds the other end of our stdin, and so an end of file means that it is gone, however it went.
-    Ctrl-C is the parent's business; what it wants of us comes as SIGTERM.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow():
         while os.read(0, 1):
@@ -217,10 +215,11 @@ class Cascade:
                 if ready and len(running) < jobs and not failed and not stop.raised:
                     slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
                     words = [*arguments, *common, "--slot", slot, "--only", model.name]
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
-                        env=environment, stdin=subprocess.PIPE,  # see _end_with_parent
-                    )  # fmt: skip
+                    with ctrl_c_is_for_us():  # what we want of the process it hears as SIGTERM
+                        process = subprocess.Popen(
+                            [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
+                            env=environment, stdin=subprocess.PIPE,  # see _end_with_parent
+                        )  # fmt: skip
                     running[model.name] = slot, process
                     waiting.remove(model)
             time.sleep(0.1)

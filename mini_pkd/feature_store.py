@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import UserError
+from . import UserError, ctrl_c_is_for_us
 from .corpus import Problem, disk_errors, find_parts, progress_bar, read_part
 from .features import NUM_FEATURES, RECIPE, Normaliser, mfcc, read_audio
 
@@ -313,13 +313,18 @@ def _extract_in_processes(paths, workers):
     os.environ.update(dict.fromkeys(names, "1"))
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+
+    def submit(chunk):
+        with ctrl_c_is_for_us():  # this is where workers are started
+            return pool.submit(_extract, chunk)
+
     try:
         chunks = (paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK))
         # A bounded queue: results wait in memory only until their predecessors are written.
-        waiting = deque(pool.submit(_extract, chunk) for chunk in itertools.islice(chunks, 2 * workers + 2))
+        waiting = deque(map(submit, itertools.islice(chunks, 2 * workers + 2)))
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_extract, chunk) for chunk in itertools.islice(chunks, 1))
+            waiting.extend(map(submit, itertools.islice(chunks, 1)))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for name, value in before.items():

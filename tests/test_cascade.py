@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, estimate, report, wer
+from mini_pkd import cascade, checkpoint, estimate, report, warm_up, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore, only_process
 from mini_pkd.scales import TINY, count_parameters
@@ -333,6 +333,101 @@ def test_asked_to_stop_it_saves_and_exits_130(data, finished, number, jobs):
     assert not (out / "B2" / "result.json").exists()
     assert cascade.main(words_of(data, out, "--jobs", 1)) == 0
     assert weights(out) == weights(finished)
+
+
+def imports(process):
+    """Whether it has come as far as the package, which imports numpy early (Linux; elsewhere it surely had time)."""
+    if sys.platform != "linux":
+        time.sleep(0.5)
+        return True
+    with open(f"/proc/{process.pid}/maps") as file:
+        return "numpy" in file.read()
+
+
+def trains(process):
+    """Whether processes that train one model each were started."""
+    with contextlib.suppress(OSError):  # one has just ended
+        return any("--slot" in open(f"/proc/{pid}/cmdline").read() for pid in children(process.pid))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, delays", [(imports, (0, 0.2, 0.7, 1.5, 3)), (trains, (0, 0.2, 0.7, 1.5, 3))])
+def test_ctrl_c_at_any_time_prints_no_traceback(data, finished, stage, delays):
+    """A terminal sends it to the whole process group: the command, its warm-up and the processes of its models."""
+    if stage is trains and sys.platform != "linux":
+        pytest.skip("asks /proc for children")
+    words = words_of(data, finished.parent / "ctrl-c", "--jobs", 2, settings=[*SETTINGS, "epochs=4000"])
+    for delay in delays:
+        process = start(words, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        try:
+            end = time.monotonic() + 120
+            while not stage(process):
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.01)
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            text = process.communicate(timeout=60)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 130 and "Traceback" not in text and "Error" not in text, (delay, text)
+
+
+def test_processes_start_with_ctrl_c_blocked(copy, data, monkeypatch, capfd):
+    """From before their first instruction: even a starting interpreter prints a traceback."""
+    blocked = []
+
+    class Process:
+        stdin = io.BytesIO()
+
+        def __init__(self, words, **_):
+            blocked.append((words[2], signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+        def poll(self):
+            return 1
+
+        wait = kill = poll
+
+    untrain(copy, "B2")
+    monkeypatch.setattr(warm_up, "_done", False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    assert "B2 ended early" in refusal(capfd, words_of(data, copy, "--jobs", 2))
+    assert blocked == [("mini_pkd.warm_up", True), ("mini_pkd.cascade", True)]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_worker_processes_start(data, finished, tmp_path):
+    """... of the feature store, which import what they need."""
+    script = """
+import sys
+from pathlib import Path
+from mini_pkd import feature_store
+if __name__ == "__main__":
+    sys.stdout.write("ready"), sys.stdout.flush()
+    feature_store.SMALL_PART = 0
+    paths = [str(p) for p in Path(sys.argv[1]).rglob("*.wav")] * 100
+    try:
+        for _ in feature_store._extract_all(paths, 2):
+            pass
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+    (tmp_path / "script.py").write_text(script)
+    for delay in (0.05, 0.2, 0.5, 1):
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", data], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        try:
+            assert process.stdout.read(5) == "ready"
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            err = process.communicate(timeout=60)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 130 and "Traceback" not in err, (delay, err)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
