@@ -6,7 +6,8 @@ paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 100
 alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the sizes and the order of the cascade.
 
 A setting can be changed on the command line by its name, `epochs=3`, and one model size's by size and
-name, `T1.width=96`.
+name, `T1.width=96`.  Most of them define a run's results and are fixed from its start; what may change on the way
+is in MAY_CHANGE.
 """
 
 import dataclasses
@@ -197,6 +198,10 @@ def _parse(owner, key, text, name):
         raise UserError(f"{name} wants {wanted}, and {text!r} is none.") from None
 
 
+# Operational settings, free to change on a run that has begun: how often to save, how much memory to use, and the beam,
+# with which finished models are then decoded again.  Not max_symbols, because which weights are kept depends on it:
+# the dev set is decoded with it.  peak_rate may only fall, for the models that are not trained yet.
+MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
 MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to

@@ -5,17 +5,19 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, estimate, report, warm_up, wer
+from mini_pkd import cascade, checkpoint, estimate, report, train, warm_up, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore, only_process
 from mini_pkd.scales import TINY, count_parameters
@@ -232,7 +234,7 @@ def test_the_last_model_has_no_more_threads_than_the_others_had(copy, data, monk
     started = []
 
     class Process:
-        stdin = io.BytesIO()
+        stdin, returncode = io.BytesIO(), 1
 
         def __init__(self, words, env, **_):
             started.append((words[words.index("--only") + 1], env["OPENBLAS_NUM_THREADS"], env["NUMBA_NUM_THREADS"]))
@@ -378,7 +380,7 @@ def test_processes_start_with_ctrl_c_blocked(copy, data, monkeypatch, capfd):
     blocked = []
 
     class Process:
-        stdin = io.BytesIO()
+        stdin, returncode = io.BytesIO(), 1
 
         def __init__(self, words, **_):
             blocked.append((words[2], signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
@@ -537,8 +539,9 @@ def test_a_folder_that_cannot_be(data, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "more, key",
-    [(["epochs=3"], "settings.epochs"), (["T1.width=32"], "sizes.T1.width"), (["--seed", "5"], "seed"),
-     (["--scale", "small"], "name")],
+    [(["epochs=3"], "(epochs=2)"), (["T1.width=32"], "(T1.width=16)"), (["--seed", "5"], "(seed=0)"),
+     (["peak_rate=0.1"], "(peak_rate=0.003)"), (["peak_rate=0.001"], "(peak_rate=0.003)"),  # nothing is left to train
+     (["max_symbols=3"], "(max_symbols=12)"), (["--scale", "small"], "(name='tiny', ")],
 )  # fmt: skip
 def test_a_folder_of_other_settings(copy, data, capfd, more, key):
     before = snapshot(copy)
@@ -546,6 +549,95 @@ def test_a_folder_of_other_settings(copy, data, capfd, more, key):
     sentence = refusal(capfd, words_of(data, copy, *more, settings=settings))
     assert "holds a run with other settings" in sentence and key in sentence
     assert snapshot(copy) == before
+
+
+# --- allowed: what may change on the way -----------------------------------------------------------------------------
+
+
+def test_operational_settings_may_change(copy, data, finished):
+    untrain(copy, "B2")
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=7", "keep_mb=64")) == 0
+    assert weights(copy) == weights(finished)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["settings"]["checkpoint_minutes"] == 7 and config["settings"]["keep_mb"] == 64
+    others = [name for name in MODELS if name != "B2"]
+    before = {"settings.checkpoint_minutes": 1e-9, "settings.keep_mb": 128}
+    assert config["history"] == [{"before": before, "trained": others}]
+    assert report.read_results(copy)["settings"]["keep_mb"] == 64
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=9", "keep_mb=64")) == 0
+    history = json.loads((copy / "config.json").read_text())["history"]
+    assert history[1:] == [{"before": {"settings.checkpoint_minutes": 7}, "trained": list(MODELS)}]
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch, capfd, jobs):
+    """... and trains nothing; killed on the way, with --only, and back again: a table never mixes beams."""
+    beams, real, real_score = [], cascade.beam_search, wer.score
+    monkeypatch.setattr(cascade, "beam_search", lambda *a: beams.append(a[3]) or real(*a))
+    trained = {p: p.stat().st_mtime_ns for p in copy.glob("*/model.npz")}
+
+    def score(*texts):
+        if len(beams) == 6:
+            raise KeyboardInterrupt
+        return real_score(*texts)
+
+    with monkeypatch.context() as patch:  # stopped in the third model, after its second test set
+        patch.setattr(cascade.wer, "score", score)
+        assert cascade.main(words_of(data, copy, "beam=1")) == 130
+    assert [m["name"] for m in report.read_results(copy)["models"]] == ["T1", "S1"]
+    assert "B2: decoded again, because the beam was another one" in capfd.readouterr().out
+    assert cascade.main(words_of(data, copy, "beam=1", "--only", "S3", "--jobs", jobs)) == 0
+    results = report.read_results(copy)
+    assert results["settings"]["beam"] == 1
+    assert {m["name"]: m["beam"] for m in results["models"]} == dict.fromkeys(MODELS, 1)
+    for m in results["models"]:
+        references = {u.id: u.text for u in read_part(data / "test-other")[0]}
+        decoded = wer.read_transcript(copy / m["name"] / "test-other.txt")
+        assert m["wer"]["test-other"] == wer.score(references, decoded).wer
+    assert set(beams) == {1}
+    assert cascade.main(words_of(data, copy)) == 0  # back to beam=2
+    old, new = (report.read_results(folder) for folder in (finished, copy))
+    timeless = {"decoding_seconds": 0}
+    assert [m | timeless for m in old["models"]] == [m | timeless for m in new["models"]]
+    assert old["paired"] == new["paired"]
+    assert {p: p.stat().st_mtime_ns for p in copy.glob("*/model.npz")} == trained
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_that_diverges_goes_on_with_a_lower_rate(copy, data, capfd, jobs):
+    """The message names the command; what was trained with which rate is written down."""
+    untrain(copy, "S3", "B2")
+    arrays, meta = checkpoint.load(unfinished_state(copy, data, "B2"))
+    checkpoint.save(copy / "B2" / "training.npz", arrays, meta | {"bad_in_a_row": 5})  # as after five bad steps
+    command = words_of(data, copy, "--jobs", jobs)
+    capfd.readouterr()
+    assert cascade.main(command) == 2
+    err = capfd.readouterr().err
+    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=0.0015\n"
+    assert "B2 has diverged: at step 1 " in err and advice in err and "Traceback" not in err
+    assert (copy / "S3" / "result.json").exists()
+
+    command = shlex.split(err[err.index("-m mini_pkd.cascade ") :].splitlines()[0])[2:]
+    assert cascade.main(command) == 0
+    assert "peak_rate falls from 0.003 to 0.0015 for B2" in capfd.readouterr().out
+    rates = {m["name"]: m["peak_rates"] for m in report.read_results(copy)["models"]}
+    assert rates == dict.fromkeys(MODELS, [[1, 0.003]]) | {"B2": [[1, 0.003], [2, 0.0015]]}
+    config = json.loads((copy / "config.json").read_text())
+    assert config["settings"]["peak_rate"] == 0.0015
+    others = [name for name in MODELS if name != "B2"]
+    assert config["history"] == [{"before": {"settings.peak_rate": 0.003}, "trained": others}]
+    untrain(copy, "B2")
+    assert "other settings (peak_rate=0.0015)" in refusal(capfd, words_of(data, copy))  # up again: no
+
+
+def unfinished_state(out, data, name):
+    """The training.npz of a model that was stopped after a step."""
+    settings = [word for word in words_of(data, out) if "=" in word]
+    run = cascade.Cascade(TINY.override(settings), data, out, progress=False)
+    plan = next(plan for plan in run.scale.models() if plan.name == name)
+    with pytest.raises(train.Interrupted):
+        run._train(plan, run._prepare(), types.SimpleNamespace(raised=True))
+    return out / name / "training.npz"
 
 
 def cut(path):
