@@ -38,7 +38,7 @@ from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
 from .bpe import BPE
 from .corpus import disk_errors, find_parts, missing_roles, read_part, word_counts
 from .decode import beam_search
-from .estimate import describe
+from .estimate import describe, refuse_what_does_not_fit
 from .feature_store import FeatureStore, estimate_normaliser, only_process
 from .scales import MAY_CHANGE, SCALES, count_parameters, get_scale
 from .specaugment import generator
@@ -68,7 +68,8 @@ def main(argv=None):
             elif arguments.dry_run:
                 print(describe(cascade, jobs))
             else:
-                cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
+                again = ["--scale", arguments.scale, *arguments.settings]
+                cascade.run(arguments.only, jobs, again, arguments.memory)
                 print(report.write_report([cascade.out]))
     except UserError as error:
         print(f"mini_pkd: {error}", file=sys.stderr)
@@ -126,6 +127,8 @@ def _parse(argv):
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="train just these, e.g. T1 S1; teachers must exist")
     parser.add_argument("--jobs", type=int, metavar="N", help="models trained side by side (default: one per core, "
                         "at most 4; 1 for full)")  # fmt: skip
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory that training may use; more is refused "
+                        "(default: what is free)")  # fmt: skip
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     parser.add_argument("--command", help=argparse.SUPPRESS)  # ... and what the user typed, to be named in messages
     parser.add_argument("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
@@ -147,6 +150,8 @@ def _parse(argv):
         parser.error(f"--seed must be at least 0, not {arguments.seed}")
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {arguments.jobs}")
+    if arguments.memory is not None and not arguments.memory > 0:  # nan as well
+        parser.error(f"--memory must be above 0, not {arguments.memory}")
     return arguments
 
 
@@ -161,10 +166,11 @@ class Cascade:
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
         self.started = time.monotonic()
 
-    def run(self, only=None, jobs=1, arguments=()):
+    def run(self, only=None, jobs=1, arguments=(), memory=None):
         """Everything, or just the models named in `only`; finished models are not touched.
 
         With jobs > 1 the models are trained by processes that get `arguments` (scale and settings) again.
+        memory: the GB that may be used; None: what is free.
         """
         config = self._check_config() if self.slot is None else None
         chosen = self._choose(only)
@@ -177,6 +183,7 @@ class Cascade:
         if again:
             self._say(f"{', '.join(again)}: decoded again, because the beam was another one")
         if models:
+            refuse_what_does_not_fit(self.scale, [m for m in models if not self._trained(m.name)], jobs, memory)
             find_parts(self.data)  # raises if anything is missing, before a folder is made
         try:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -473,6 +473,12 @@ def test_stopped_while_features_are_made(data, tmp_path, monkeypatch, capfd, num
         (["--only", "S1"], "S1 learns from T1, which is not trained yet"),
         (["--only", "T1", "S3"], "S3 learns from S1, which is not trained yet"),
         (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--jobs", "2", "T1.width=100000"], "2 trainings at a time need about "),
+        (["--jobs", "1", "T1.width=100000"], "the largest training needs about "),
+        (["--memory", "0.1"], "GB of memory and 0.1 GB are free: choose smaller sizes, a smaller batch_frames"),
+        (["--memory", "0"], "--memory must be above 0"),
+        (["--memory", "nan"], "--memory must be above 0"),
+        (["beam=257"], "beam must be at most 256"),
         (["--jobs", "two"], "invalid int value: 'two'"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--seed", "1.5"], "invalid int value: '1.5'"),
@@ -734,6 +740,56 @@ def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, c
     assert "12 utterances (its feature store)" in capfd.readouterr().out
     assert cascade.main(["--scale", "full", "--dry-run", "--data", str(tmp_path / "LibriSpeech")]) == 0
     assert "960.13 h in 281241 utterances (as in LibriSpeech" in capfd.readouterr().out
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_free(tmp_path, monkeypatch):
+    """The least that anybody grants: the machine, what others leave of it, every control group around us."""
+    monkeypatch.setattr(estimate.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}[name])
+    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(estimate, "control_groups", lambda controller: [tmp_path / "inner", tmp_path])
+    (tmp_path / "inner").mkdir()
+    assert estimate.memory_free() == 2**32
+    (tmp_path / "meminfo").write_text("MemTotal: 4194304 kB\nMemAvailable:    3000000 kB\n")
+    assert estimate.memory_free() == 3000000 * 1024
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "inner" / "memory.max").write_text("max\n")
+    assert estimate.memory_free() == 2000000000
+    (tmp_path / "inner" / "memory.limit_in_bytes").write_text("1000000000\n")
+    assert estimate.memory_free() == 1000000000
+
+    def unknown(name):
+        raise ValueError
+
+    monkeypatch.setattr(estimate.os, "sysconf", unknown)
+    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "nowhere")
+    monkeypatch.setattr(estimate, "control_groups", lambda controller: [])
+    assert estimate.memory_free() is None
+    estimate.refuse_what_does_not_fit(TINY.override(["T1.width=100000"]), TINY.models(), 1)  # who knows
+
+
+def test_memory_needed_is_that_of_the_largest_at_a_time():
+    scale = TINY.override(["T1.width=2000"])
+    plans = {plan.name: plan for plan in scale.models()}
+    largest, students = estimate.memory_needed(scale, [plans["T1"]]), [plans[name] for name in ("S2", "B2", "S3")]
+    assert estimate.memory_needed(scale, plans.values()) == largest
+    assert largest < estimate.memory_needed(scale, plans.values(), 2) < 2 * largest
+    taught, alone, _ = (estimate.memory_needed(scale, [plan]) for plan in students)
+    teacher = 4 * count_parameters(scale.sizes["T1"].config(scale.settings.vocab_size))
+    assert taught - alone == pytest.approx(teacher)
+    assert estimate.memory_needed(scale, [], 2) == 0
+    many_frames = TINY.override(["batch_frames=1000000000"])  # says: no limit, and eight utterances are the limit
+    assert estimate.memory_needed(many_frames, plans.values()) < 1e9
+
+
+def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, data):
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6)) == 0
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 0
+    untrain(copy, "B2")
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 2
+    assert cascade.main(words_of(data, copy, "--memory", 2, "beam=1")) == 0
 
 
 def test_dry_run_measures_audio_as_the_store_does(data, finished, tmp_path):
