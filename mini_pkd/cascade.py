@@ -250,6 +250,7 @@ class Cascade:
                     if self._finished(name):
                         self._write_results()
                     elif not stop.raised:
+                        self._say(f"{name}: ended early; what is being trained is finished first")
                         if process.returncode in (0, 1, 2):
                             failed.append(name)
                         else:  # by a signal, or it was asked to stop as we are, but by somebody else

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, estimate, report, train, warm_up, wer
+from mini_pkd import UserError, cascade, checkpoint, estimate, report, train, warm_up, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore, only_process
 from mini_pkd.scales import TINY, count_parameters
@@ -591,6 +592,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
         patch.setattr(cascade.wer, "score", score)
         assert cascade.main(words_of(data, copy, "beam=1")) == 130
     assert [m["name"] for m in report.read_results(copy)["models"]] == ["T1", "S1"]
+    assert not (copy / "B1" / "result.json").exists()  # half of its texts are of the new beam
     assert "B2: decoded again, because the beam was another one" in capfd.readouterr().out
     assert cascade.main(words_of(data, copy, "beam=1", "--only", "S3", "--jobs", jobs)) == 0
     results = report.read_results(copy)
@@ -681,6 +683,50 @@ def test_damaged_files_stop_it_before_any_work(copy, data, capfd, name, damage, 
     assert snapshot(copy) == before
 
 
+STRANGE = (None, True, -1, 0, 2.5, 1e308, 10**30, math.nan, math.inf, "", "x\n", "\ud800", [], {}, [[]], {"": {}})
+
+
+def mutate(value, rng):
+    """A JSON value with one thing changed somewhere inside."""
+    if isinstance(value, list | dict) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key, value = keys[rng.integers(len(keys))], value.copy()
+        if rng.random() < 0.2:
+            del value[key]
+        else:
+            value[key] = mutate(value[key], rng)
+        return value
+    choices = [*STRANGE, [value], {"x": value}, str(value)]
+    return choices[rng.integers(len(choices))]
+
+
+@pytest.mark.parametrize("name", ["config.json", "T1/result.json", "S3/result.json"])
+def test_json_that_somebody_edited_is_accepted_or_refused(copy, data, name):
+    """Whatever stands in the files that a run reads again: one sentence, or success up to the report."""
+    path, rng, refused = copy / name, np.random.default_rng(0), 0
+    settings = [word for word in words_of(data, copy) if "=" in word]
+    run = cascade.Cascade(TINY.override(settings), data, copy, progress=False)
+    good = path.read_text()
+    deep = "[" * 500 + "]" * 500
+    texts = [json.dumps(mutate(json.loads(good), rng)) for _ in range(300)]
+    texts += [good[: rng.integers(len(good))] for _ in range(30)]
+    texts += [deep, 100 * deep, "9" * 5000]
+    texts += [good.replace("{", f'{{"{key}": {deep}, ', 1) for key in ("new", "history")]
+    for text in texts:
+        path.write_text(text)
+        try:
+            if name == "config.json":
+                run._check_config()
+            elif run._finished(name[:2]):
+                run._write_results()
+                report.read_results(copy)
+        except UserError as error:
+            refused += 1
+            assert name in str(error) or "other settings" in str(error), text
+            assert "\n" not in str(error), text
+    assert refused > 100
+
+
 @pytest.mark.parametrize("arrays", [{}, {"values": np.zeros(7)}])
 def test_a_state_of_something_else(copy, data, capfd, arrays):
     untrain(copy, "B2")
@@ -721,6 +767,26 @@ def test_a_model_that_fails_beside_another(copy, data, capfd):
     err = capfd.readouterr().err
     assert "B2/training.npz belongs to a model of another size" in err and "Traceback" not in err
     assert "training of B2 ended early" in err and (copy / "B1" / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for children")
+def test_a_process_that_is_killed_is_named(data, finished):
+    out = finished.parent / "killed-child"
+    process = start(words_of(data, out, "--jobs", 2, settings=[*SETTINGS, "epochs=4000"]))
+    try:
+        for name in ("T1", "B1"):
+            wait_for(out / name / "training.npz", process)
+        for pid in children(process.pid):
+            with open(f"/proc/{pid}/cmdline") as file:
+                os.kill(pid, signal.SIGKILL if "--only\0B1" in file.read() else signal.SIGTERM)
+        text = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    sentence = text.splitlines()[-1]
+    assert process.returncode == 2 and "Traceback" not in text and sentence.startswith("mini_pkd: ")
+    assert "training of B1 was ended from outside (signal 9, Killed); a system that runs out of memory" in sentence
+    assert "training of T1 was ended from outside (signal 15, Terminated); the same command continues" in sentence
 
 
 # --- --dry-run -------------------------------------------------------------------------------------------------------
