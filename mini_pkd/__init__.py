@@ -3,7 +3,10 @@
 Read the files in the order of the README's map; this one only holds what all of them share.
 """
 
+import contextlib
 import os
+import signal
+import sys
 
 __version__ = "0.1.0"
 
@@ -12,6 +15,33 @@ __version__ = "0.1.0"
 # said before numpy and numba start their threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
+
+
+def _ctrl_c(number, frame):
+    if not hasattr(sys.modules["__main__"], "main"):
+        os._exit(130)
+    signal.default_int_handler(number, frame)
+
+
+# `python -m mini_pkd.cascade` imports for seconds before it comes to its main(), which knows what to do on Ctrl-C.
+# Until then there is nothing to save and nobody to catch a KeyboardInterrupt.  sys.argv is ["-m", ...] only while
+# Python looks for the module to run; whoever imports the package otherwise keeps his own ways.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _ctrl_c)
+
+
+@contextlib.contextmanager
+def ctrl_c_is_for_us():
+    """A process that is started here never sees Ctrl-C, not even while it still imports: its parent ends it.
+
+    A terminal sends Ctrl-C to everybody at once.  Blocked signals stay blocked in a child, and one that comes
+    for us just now is delivered when the block ends: ignoring it would lose it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class UserError(Exception):

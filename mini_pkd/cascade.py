@@ -6,7 +6,7 @@
 
 A run lives in one folder and can be stopped at any instant; the same command continues it.  What it leaves:
 
-    config.json         the resolved settings: a folder belongs to one of them
+    config.json         the resolved settings: a folder belongs to one of them; and what changed on the way
     vocabulary.json     the BPE
     <MODEL>/            model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
     results.json        every number of the tables
@@ -34,18 +34,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, checkpoint, report, warm_up, wer
+from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
 from .bpe import BPE
 from .command import UsageError, command
 from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
 from .decode import beam_search
-from .estimate import describe
+from .estimate import describe, refuse_what_does_not_fit
 from .feature_store import FeatureStore, estimate_normaliser
 from .lock import only_process
 from .model_file import load_model, save_model
-from .scales import SCALES, count_parameters, get_scale
+from .scales import MAY_CHANGE, SCALES, count_parameters, get_scale
 from .specaugment import generator
-from .train import Interrupted, Part, StopSignal, train
+from .threads import usable_cores
+from .train import Diverged, Interrupted, Part, StopSignal, train
 from .transducer import Transducer
 
 TEST_SETS = ("test-clean", "test-other")
@@ -61,9 +62,8 @@ def main(argv=None):
         scale = get_scale(arguments.scale).override(arguments.settings)
         jobs = arguments.jobs if arguments.jobs is not None else _default_jobs(scale)
         command = printable("python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if argv is None else argv))
-        cascade = Cascade(
-            scale, arguments.data, arguments.out, arguments.seed, command.strip(), arguments.strict, slot=slot
-        )
+        command = arguments.command or command.strip()
+        cascade = Cascade(scale, arguments.data, arguments.out, arguments.seed, command, arguments.strict, slot=slot)
         with _sigterm_is_ctrl_c(), disk_errors(cascade.out):
             if slot is not None:  # one of several processes: train, and let the parent report
                 _end_with_parent()
@@ -71,7 +71,8 @@ def main(argv=None):
             elif arguments.dry_run:
                 print(describe(cascade, jobs))
             else:
-                cascade.run(arguments.only, jobs, ["--scale", arguments.scale, *arguments.settings])
+                again = ["--scale", arguments.scale, *arguments.settings]
+                cascade.run(arguments.only, jobs, again, arguments.memory)
                 print(report.write_report([cascade.out]))
     except (Interrupted, KeyboardInterrupt):
         if slot is None:
@@ -97,9 +98,7 @@ def _end_with_parent():
     """A process that trains one model must not outlive the command: the next one would train it too.
 
     The parent holds the other end of our stdin, and so an end of file means that it is gone, however it went.
-    Ctrl-C is the parent's business; what it wants of us comes as SIGTERM.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow():
         while os.read(0, 1):
@@ -110,7 +109,7 @@ def _end_with_parent():
 
 
 def _default_jobs(scale):
-    return 1 if scale.name == "full" else min(os.cpu_count() or 1, 4)
+    return 1 if scale.name == "full" else min(usable_cores(), 4)
 
 
 def _parse(argv):
@@ -128,7 +127,10 @@ def _parse(argv):
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="train just these, e.g. T1 S1; teachers must exist")
     parser.add_argument("--jobs", type=int, metavar="N", help="models trained side by side (default: one per core, "
                         "at most 4; 1 for full)")  # fmt: skip
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory that training may use; more is refused "
+                        "(default: what is free)")  # fmt: skip
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
+    parser.add_argument("--command", help=argparse.SUPPRESS)  # ... and what the user typed, to be named in messages
     parser.add_argument("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
 
@@ -148,6 +150,8 @@ def _parse(argv):
         parser.error(f"--seed must be at least 0, not {arguments.seed}")
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {arguments.jobs}")
+    if arguments.memory is not None and not arguments.memory > 0:  # nan as well
+        parser.error(f"--memory must be above 0, not {arguments.memory}")
     return arguments
 
 
@@ -163,16 +167,24 @@ class Cascade:
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
         self.started = time.monotonic()
 
-    def run(self, only=None, jobs=1, arguments=()):
+    def run(self, only=None, jobs=1, arguments=(), memory=None):
         """Everything, or just the models named in `only`; finished models are not touched.
 
         With jobs > 1 the models are trained by processes that get `arguments` (scale and settings) again.
+        memory: the GB that may be used; None: what is free.
         """
-        models = [m for m in self._choose(only) if not self._result_path(m.name).exists()]
+        config = self._check_config() if self.slot is None else None
+        chosen = self._choose(only)
+        if self.slot is None:  # what was decoded with another beam is decoded again, or a table would hold both
+            chosen |= {name for name in self._names() if self._trained(name)}
+        models = [m for m in self.scale.models() if m.name in chosen and not self._finished(m.name)]
         if self.slot is not None:
             return self._run(models)
-        self._check_config()
+        again = [m.name for m in models if self._result_path(m.name).exists()]
+        if again:
+            self._say(f"{', '.join(again)}: decoded again, because the beam was another one")
         if models:
+            refuse_what_does_not_fit(self.scale, [m for m in models if not self._trained(m.name)], jobs, memory)
             find_parts(self.data)  # raises if anything is missing, before a folder is made
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -181,6 +193,8 @@ class Cascade:
             raise UserError(f"the run folder {self.out} cannot be made ({reason}): choose another --out.") from None
         with only_process(self.out, "is training"):
             self._check_files(models)
+            if config is not None:
+                checkpoint.write_text_atomic(self.out / "config.json", config)
             self._run(models, jobs, arguments)
             return self._write_results()
 
@@ -206,21 +220,23 @@ class Cascade:
         """Start a process per model as soon as its teacher is finished, `jobs` at a time."""
         # Long chains first: whoever teaches others must not wait behind a baseline.
         waiting = sorted(models, key=lambda m: ("teacher", "progressive", "direct", "baseline").index(m.role))
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        threads = str(max(1, usable_cores() // jobs))
         environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
-        common = ["--data", self.data, "--out", self.out, "--seed", self.seed, *(["--strict"] if self.strict else [])]
+        common = ["--data", self.data, "--out", self.out, "--seed", self.seed, "--command", self.command]
+        common += ["--strict"] if self.strict else []
         running = {}
-        failed, told = [], False
-        while running or (waiting and not failed and not stop.raised):
+        failed, killed, told = [], {}, False
+        while running or (waiting and not (failed or killed or stop.raised)):
             for model in list(waiting):
-                ready = model.teacher is None or self._result_path(model.teacher).exists()
-                if ready and len(running) < jobs and not failed and not stop.raised:
+                ready = model.teacher not in {m.name for m in waiting} | running.keys()
+                if ready and len(running) < jobs and not (failed or killed or stop.raised):
                     slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
                     words = [*arguments, *common, "--slot", slot, "--only", model.name]
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
-                        env=environment, stdin=subprocess.PIPE,  # see _end_with_parent
-                    )  # fmt: skip
+                    with ctrl_c_is_for_us():  # what we want of the process it hears as SIGTERM
+                        process = subprocess.Popen(
+                            [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
+                            env=environment, stdin=subprocess.PIPE,  # see _end_with_parent
+                        )  # fmt: skip
                     running[model.name] = slot, process
                     waiting.remove(model)
             time.sleep(0.1)
@@ -232,21 +248,35 @@ class Cascade:
                 if process.poll() is not None:
                     process.stdin.close()
                     del running[name]
-                    if self._result_path(name).exists():
+                    if self._finished(name):
                         self._write_results()
                     elif not stop.raised:
-                        failed.append(name)
+                        self._say(f"{name}: ended early; what is being trained is finished first")
+                        if process.returncode in (0, 1, 2):
+                            failed.append(name)
+                        else:  # by a signal, or it was asked to stop as we are, but by somebody else
+                            killed[name] = -process.returncode if process.returncode < 0 else signal.SIGTERM
         if stop.raised:
             raise Interrupted
-        if failed:
+        reasons = [f"training of {', '.join(failed)} ended early: do what its message above says"] if failed else []
+        for name, number in killed.items():
+            why = "; a system that runs out of memory does so, and a smaller --jobs needs less"
+            reasons.append(
+                f"training of {name} was ended from outside (signal {number}, {signal.strsignal(number)})"
+                + (why if number == signal.SIGKILL else "")
+            )
+        if reasons:
             raise UserError(
-                f"training of {', '.join(failed)} ended early, see its message above: mend that and give the "
-                f"same command again; the finished models are kept."
+                "; ".join(reasons) + "; the same command continues where it was last saved, finished models are kept."
             )
 
     # --- before training ------------------------------------------------------------------------------------
 
+    def _names(self):
+        return [model.name for model in self.scale.models()]
+
     def _choose(self, only):
+        """The names of the models to train: all, or those in `only`."""
         models = {model.name: model for model in self.scale.models()}
         for name in only or ():
             if name not in models:
@@ -254,37 +284,53 @@ class Cascade:
         chosen = [model for model in models.values() if not only or model.name in only]
         names = {model.name for model in chosen}
         for model in chosen:
-            if model.teacher and model.teacher not in names and not self._result_path(model.teacher).exists():
+            if model.teacher and model.teacher not in names and not self._trained(model.teacher):
                 raise UserError(
                     f"{model.name} learns from {model.teacher}, which is not trained yet in {self.out}: "
                     f"add {model.teacher} to --only."
                 )
-        return chosen
+        return names
 
     def _config(self):
         return json.loads(json.dumps({"seed": self.seed, "data": self.corpus, **self.scale.as_dict()}))
 
     def _check_config(self):
-        """A folder belongs to one resolved configuration: mixing two would make a table of neither."""
-        path, config = self.out / "config.json", _flatten(self._config())
+        """A folder belongs to one configuration, but for what may change on the way: mixing two would make a table of
+        neither.  Returns what config.json should be from now on, None: as it is."""
+        path, config = self.out / "config.json", self._config()
         if not path.exists():
-            return
+            return None
         try:
-            before = _flatten(json.loads(path.read_text()))
-        except (OSError, ValueError, AttributeError):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            history = before.get("history", [])
+            json.dumps(history, indent=1)  # may be too deep to be written again
+            before = _flatten(before)
+            if not isinstance(history, list):
+                raise ValueError
+        except (OSError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{path} cannot be read: choose another --out, or delete that folder.") from None
-        different = [key for key in config if key not in before or before[key] != config[key]]
-        if different:
+        different = {key: before.get(key) for key, value in _flatten(config).items() if before.get(key) != value}
+        may_change = {f"settings.{name}" for name in MAY_CHANGE}
+        rate, untrained = different.get("settings.peak_rate"), [m for m in self._names() if not self._trained(m)]
+        if untrained and isinstance(rate, int | float) and rate > self.settings.peak_rate:
+            may_change.add("settings.peak_rate")
+            self._say(f"peak_rate falls from {rate} to {self.settings.peak_rate} for {', '.join(untrained)}")
+        words = []  # as one would give them
+        for key in [key for key in different if key not in may_change][:4]:
+            value = f"={different[key]!r:.30}" if isinstance(different[key], int | float | str) else ""
+            words.append(key.removeprefix("settings.").removeprefix("sizes.") + value)
+        if words:
             raise UserError(
-                f"{self.out} holds a run with other settings ({', '.join(different[:4])}): choose another --out, "
+                f"{self.out} holds a run with other settings ({', '.join(words)}): give those, choose another --out, "
                 f"or delete that folder."
             )
+        if not different:
+            return None
+        history.append({"before": different, "trained": [m for m in self._names() if self._trained(m)]})
+        return json.dumps(config | {"history": history}, indent=1) + "\n"
 
     def _check_files(self, models):
         """What is damaged, of the files that will be needed, is better found now than after hours."""
-        for plan in self.scale.models():
-            if self._result_path(plan.name).exists():
-                self._read_result(plan.name)
         path = self.out / "vocabulary.json"
         if not path.exists():
             return
@@ -376,20 +422,20 @@ class Cascade:
         else:
             told = f", taught by {plan.teacher}" if plan.teacher else ""
             self._say(f"{plan.name}: {model.num_parameters() / 1e6:.3f} M parameters{told}")
-            about["training"] = train(
-                model, parts["train"], parts["dev"], self.bpe, self.settings, folder, self.seed, plan.name,
-                teacher, stop, self.progress, self.slot,
-            )  # fmt: skip
+            try:
+                about["training"] = train(
+                    model, parts["train"], parts["dev"], self.bpe, self.settings, folder, self.seed, plan.name,
+                    teacher, stop, self.progress, self.slot,
+                )  # fmt: skip
+            except Diverged as error:
+                raise UserError(f"{error}: {self.command} peak_rate={self.settings.peak_rate / 2:g}") from None
             save_model(path, model, self.normaliser, self.bpe, **about)
+        self._result_path(plan.name).unlink(missing_ok=True)  # of another beam, whose texts are now written over
         result = {
-            "name": plan.name,
-            "role": plan.role,
-            "experiment": list(plan.experiment),
-            "stage": plan.stage,
-            "size": plan.size,
-            "teacher": plan.teacher,
+            **_facts(plan),
             "params": model.num_parameters(),
             **about["training"],
+            "beam": self.settings.beam,
             "wer": {}, "ser": {}, "wer_ci95": {}, "ser_ci95": {}, "edits": {},
         }  # fmt: skip
         start = time.monotonic()
@@ -444,20 +490,29 @@ class Cascade:
     def _result_path(self, name):
         return self.out / name / "result.json"
 
+    def _trained(self, name):
+        return (self.out / name / "model.npz").exists()
+
+    def _finished(self, name):
+        """Whether it is trained, and scored with the beam of these settings."""
+        return self._result_path(name).exists() and self._read_result(name).get("beam") == self.settings.beam
+
     def _read_result(self, name):
         path = self._result_path(name)
         try:
-            result = json.loads(path.read_text())
-            if result["name"] == name and {"params", "seconds", "decoding_seconds", "wer"} <= result.keys():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(result, indent=1)  # too deep to be written again into results.json?
+            facts = _facts(next(plan for plan in self.scale.models() if plan.name == name))
+            if {key: result[key] for key in facts} == facts and _holds_results(result):
                 return result
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise UserError(f"{path} is damaged: delete it, and the same command scores {name} again.") from None
 
     def _write_results(self):
         models = []
         for plan in self.scale.models():
-            if self._result_path(plan.name).exists():
+            if self._finished(plan.name):
                 models.append(self._read_result(plan.name))
         size = {m["name"]: m["params"] for m in models}
         for m in models:
@@ -540,6 +595,38 @@ def _default_data(relative):
     return beside if beside.is_dir() else Path(relative)
 
 
+def _facts(plan):
+    """What a result says of its model that does not depend on training."""
+    return {
+        "name": plan.name,
+        "role": plan.role,
+        "experiment": list(plan.experiment),
+        "stage": plan.stage,
+        "size": plan.size,
+        "teacher": plan.teacher,
+    }
+
+
+def _holds_results(result):
+    """Whether a dictionary that was read has all numbers of a result.json, each of its kind."""
+
+    def number(value):
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18  # no nan, no inf
+
+    def numbers(count):
+        return lambda values: isinstance(values, list) and len(values) == count and all(map(number, values))
+
+    kinds = {"wer": number, "ser": number, "wer_ci95": numbers(2), "ser_ci95": numbers(2), "edits": numbers(3)}
+    return (
+        all(number(result[key]) and result[key] >= 0 for key in ("params", "seconds", "decoding_seconds"))
+        and result["params"] > 0
+        and all(
+            set(result[key]) == set(result["wer"]) <= set(TEST_SETS) and all(map(right, result[key].values()))
+            for key, right in kinds.items()
+        )
+    )
+
+
 def _flatten(values, prefix=""):
     flat = {}
     for key, value in values.items():
@@ -558,7 +645,7 @@ def machine():
             name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return f"{name}, {usable_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ machine multiplies matrices just now.
 import contextlib
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -16,7 +17,9 @@ from . import UserError
 from .corpus import find_parts, read_part
 from .feature_store import FeatureStore
 from .scales import count_parameters, training_flop
+from .threads import control_groups
 
+MEMINFO = Path("/proc/meminfo")
 UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
 
 
@@ -39,17 +42,16 @@ def describe(cascade, jobs):
         f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
     ]
     configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
-    seconds, memories = [], []
+    seconds = []
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
         flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
         seconds.append(flop / speed)
-        memories.append(_memory(config, s, teacher))
         lines.append(
-            f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memories[-1] / 1e9:7.2f} GB "
+            f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memory_needed(scale, [model]) / 1e9:7.2f} GB "
             f"{_duration(seconds[-1])}  {model.teacher or '-'}"
         )
-    memory = sum(sorted(memories)[-jobs:])
+    memory = memory_needed(scale, scale.models(), jobs)
     return "\n".join([
         *lines,
         f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(sum(seconds))}  ({jobs} at a time)",
@@ -91,14 +93,53 @@ def _matrix_speed(seconds=0.5):
     return count * 2 * 1024 * 512 * 512 / (time.monotonic() - start)
 
 
+def memory_needed(scale, models, jobs=1):
+    """Bytes of the `jobs` largest trainings among these models, which may run at the same time."""
+    configs = {name: size.config(scale.settings.vocab_size) for name, size in scale.sizes.items()}
+    sizes = {model.name: model.size for model in scale.models()}
+    each = [_memory(configs[m.size], scale.settings, configs.get(sizes.get(m.teacher))) for m in models]
+    return sum(sorted(each)[-jobs:])
+
+
+def memory_free():
+    """Bytes that this process may still take, as far as the system tells; None: it does not."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = MEMINFO.read_text().splitlines()
+        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for folder in control_groups("memory"):
+        for file in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
+            with contextlib.suppress(OSError, ValueError):  # not there; "max"
+                found.append(int((folder / file).read_text()))
+    return min(found, default=None)
+
+
+def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
+    """A UserError before anything is built, where the system would kill the run in the middle.
+
+    gigabytes: what may be used, if the user knows better than memory_free.
+    """
+    needed, free = memory_needed(scale, models, jobs), memory_free() if gigabytes is None else 1e9 * gigabytes
+    if free is not None and needed > free:
+        together = min(jobs, len(models))
+        who = f"{together} trainings at a time need" if together > 1 else "the largest training needs"
+        raise UserError(
+            f"{who} about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: choose smaller sizes, a "
+            f"smaller batch_frames or --jobs, or say with --memory how many GB there are."
+        )
+
+
 def _memory(config, settings, teacher):
     """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, the rest."""
     e = config.encoder
+    frames = min(settings.batch_frames, settings.batch_utterances * settings.max_frames)
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
     taught = 4 * count_parameters(teacher) if teacher else 0
     lattice = settings.keep_mb * 2**20
-    return 20 * count_parameters(config) + settings.batch_frames * sum(rates) * row + taught + lattice + 200e6
+    return 20 * count_parameters(config) + frames * sum(rates) * row + taught + lattice + 200e6
 
 
 def _duration(seconds):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import UserError
+from . import UserError, ctrl_c_is_for_us
 from .checkpoint import write_text_atomic
 from .corpus import Problem, disk_errors, find_parts, progress_bar, read_part
 from .features import NUM_FEATURES, RECIPE, Normaliser, mfcc, read_audio
@@ -216,7 +216,7 @@ class FeatureStore:
     ):
         """Open the store in `folder` if it belongs to these utterances; compute it otherwise.
 
-        workers: processes (default: one per core; small parts are done in this process).
+        workers: processes (default: one per usable core; small parts are done in this process).
         label: name on the progress bar, none without. strict: the first unreadable file raises.
         Safe to kill at any instant: the next call continues from the last entry of the journal.
         While another process builds in that folder we wait for it, and then open what it has made.
@@ -363,7 +363,9 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
 
 def _extract_all(paths, workers):
     """Yield the results of all paths in order, with as many processes as that is worth."""
-    workers = os.cpu_count() or 1 if workers is None else workers
+    from .threads import usable_cores  # not above: a worker process would import numba with it
+
+    workers = usable_cores() if workers is None else workers
     finished = 0
     if workers > 1 and len(paths) > SMALL_PART:
         try:
@@ -398,13 +400,18 @@ def _extract_in_processes(paths, workers):
     os.environ.update(dict.fromkeys(names, "1"))
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+
+    def submit(chunk):
+        with ctrl_c_is_for_us():  # this is where workers are started
+            return pool.submit(_extract, chunk)
+
     try:
         chunks = (paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK))
         # A bounded queue: results wait in memory only until their predecessors are written.
-        waiting = deque(pool.submit(_extract, chunk) for chunk in itertools.islice(chunks, 2 * workers + 2))
+        waiting = deque(map(submit, itertools.islice(chunks, 2 * workers + 2)))
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_extract, chunk) for chunk in itertools.islice(chunks, 1))
+            waiting.extend(map(submit, itertools.islice(chunks, 1)))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for name, value in before.items():

@@ -6,7 +6,8 @@ paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 100
 alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the sizes and the order of the cascade.
 
 A setting can be changed on the command line by its name, `epochs=3`, and one model size's by size and
-name, `T1.width=96`.
+name, `T1.width=96`.  Most of them define a run's results and are fixed from its start; what may change on the way
+is in MAY_CHANGE.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from . import UserError
 from .conformer import ConformerConfig
-from .decode import MAX_SYMBOLS
+from .decode import MAX_BEAM, MAX_SYMBOLS
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig, count_parameters
 
@@ -196,9 +197,19 @@ def _parse(owner, key, text, name):
         raise UserError(f"{name} wants {wanted}, and {text!r} is none.") from None
 
 
+# Operational settings, free to change on a run that has begun: how often to save, how much memory to use, and the beam,
+# with which finished models are then decoded again.  Not max_symbols, because which weights are kept depends on it:
+# the dev set is decoded with it.  peak_rate may only fall, for the models that are not trained yet.
+MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
 MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
-AT_MOST_ONE = ("floor_rate", "max_time_fraction", "max_warp_fraction")
+# More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to
+# the estimate.
+AT_MOST = {
+    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1,
+    "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
+    "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
+}  # fmt: skip
 CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
 
 
@@ -210,11 +221,15 @@ def _check_ranges(values, prefix=""):
             least = 0 if key in MAY_BE_ZERO else 1
             if value < least:
                 raise UserError(f"{name} must be at least {least}, and {value} is less.")
+            most = AT_MOST.get(key, 10**9)
+            if value > most:
+                raise UserError(f"{name} must be at most {most}, and {value} is more.")
         elif isinstance(value, float):
             if not 0 <= value < math.inf:  # nan as well
                 raise UserError(f"{name} must be a finite number of at least 0, not {value}.")
-            if (key in ABOVE_ZERO and value == 0) or (key in AT_MOST_ONE and value > 1):
-                raise UserError(f"{name} must be {'above 0' if value == 0 else 'at most 1'}, not {value}.")
+            if (key in ABOVE_ZERO and value == 0) or value > AT_MOST.get(key, math.inf):
+                wanted = "above 0" if value == 0 else f"at most {AT_MOST[key]}"
+                raise UserError(f"{name} must be {wanted}, not {value}.")
             if key == "dropout" and value >= 1:
                 raise UserError(f"{name} must be below 1, not {value}.")
         elif key in CHOICES and value not in CHOICES[key]:

@@ -28,6 +28,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -43,6 +44,36 @@ SPINS = "10000"  # of libgomp, about 0.2 ms here: longer than Python needs betwe
 LOOK = 1.0  # seconds between looks at how crowded the cores are
 CROWDED = 0.2  # seconds waited for each second of work; measured: 0.01 alone, 0.3 to 0.8 beside a busy process
 OLDEST = (0, 3, 28)  # earlier ones hang: their jobs do not know their number
+
+
+# --- how many cores are ours ----------------------------------------------------------------------------
+
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def control_groups(controller):
+    """Folders where the limits of this process stand, on Linux: those of its control group and of all around it."""
+    folders = []
+    with contextlib.suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or controller in controllers.split(","):
+                root = GROUPS if number == "0" else GROUPS / controller  # version 2 or version 1
+                group = root / path.lstrip("/")
+                folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    return folders
+
+
+def usable_cores():
+    """Cores that this process may use: os.cpu_count() less what taskset, a batch system or a container withholds."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in control_groups("cpu"):
+        for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            with contextlib.suppress(OSError, ValueError):  # not there; "max"
+                quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
+                if quota > 0:  # version 1 says -1 for no limit
+                    cores = min(cores, -(-quota // period))  # rounded up: half a core more is better used than idle
+    return cores
 
 
 # --- what OpenBLAS calls ------------------------------------------------------------------------------
@@ -183,6 +214,8 @@ class Pool:
 
     def __init__(self):
         self.size = numba.config.NUMBA_NUM_THREADS
+        if not os.environ.get("NUMBA_NUM_THREADS"):  # numba looks at the affinity, but not at a container's quota
+            self.size = min(self.size, usable_cores())
         self.blas, self.shared, self.callback, self.next_look = None, False, None, float("inf")
         # both let OpenMP give fewer threads than asked for, and the jobs would wait for ever
         limited = any(os.environ.get(name) for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT"))

@@ -11,6 +11,11 @@ moments and a few counters, and a run that was killed and continued ends in the 
 
 After every `dev_every` epochs the dev set is decoded greedily; the weights with the lowest dev WER are the
 ones that are kept (ties go to the lower dev loss).  Test sets are never looked at here.
+
+A step whose loss or gradient is not finite changes no weights.  After several in a row, or where even the dev loss is
+not finite, the weights may be beyond repair although each of them still is a number: the training stops, and goes on
+only with another peak rate, from its best weights so far, which had a finite dev loss.  Any training can be continued
+with another peak rate; from which step on stands in its checkpoint, its log and its results.
 """
 
 import math
@@ -37,12 +42,17 @@ from .tensor import keep_freed_memory, no_grad
 
 MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
 LOG_COLUMNS = (
-    "epoch", "step", "updates", "loss", "rnnt", "kl", "gradient_norm", "skipped", "dev_loss", "dev_wer", "seconds",
+    "epoch", "step", "updates", "loss", "rnnt", "kl", "gradient_norm", "skipped", "peak_rate", "dev_loss", "dev_wer",
+    "seconds",
 )  # fmt: skip
 
 
 class Interrupted(Exception):
     """The user or the system asked to stop; everything is saved and the same command continues."""
+
+
+class Diverged(UserError):
+    """A training came to numbers that are not finite and needs a lower rate to go on."""
 
 
 class StopSignal:
@@ -141,13 +151,15 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
 
 
 def evaluate(model, part, bpe, settings):
-    """Mean RNN-T loss per utterance, and greedy WER, over a dev set."""
+    """Mean RNN-T loss per utterance, and greedy WER, over a dev set; both inf when a loss is not finite."""
     losses, references, hypotheses = [], {}, {}
     for indices in part.batches(settings.batch_frames, 32, shuffle=False):
         batch = part.batch(indices)
         with no_grad():
             inputs, lengths = model.lattice_inputs(batch, batch.features)
             losses.append(rnnt_loss(*inputs, batch.labels, lengths, batch.label_lengths)[1])
+        if not np.isfinite(losses[-1]).all():  # its scores could not be decoded either
+            return math.inf, math.inf
         decoded = greedy(model, inputs[0].data, lengths, settings.max_symbols)
         for i, labels in zip(indices, decoded, strict=True):
             references[part.store.ids[i]] = part.store.texts[i]
@@ -167,7 +179,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     teacher   a Transducer over the same symbols, or None
     slot      the line of the progress bar, when several models train side by side
     stop      a StopSignal; when its flag is up, the state is saved and Interrupted is raised
-    Raises UserError when MAX_BAD_STEPS losses or gradients in a row were not finite.
+    Raises Diverged when MAX_BAD_STEPS losses or gradients in a row were not finite, and again until the rate changes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,12 +216,16 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
                     run.save()
             last = epoch + 1 == settings.epochs
             looked = evaluate(model, dev_part, bpe, settings) if last or (epoch + 1) % settings.dev_every == 0 else None
+            if looked and not math.isfinite(looked[0]):
+                run.diverge()
             run.end_epoch(epoch, looked)
     return run.finish()
 
 
 class _Run:
     """The state of one training: everything that a checkpoint holds."""
+
+    KEYS = ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds", "peak_rates")
 
     def __init__(self, model, folder, settings, seed, name):
         self.model, self.settings, self.seed, self.name = model, settings, seed, name
@@ -220,6 +236,7 @@ class _Run:
         self.step = self.epoch = self.done_in_epoch = self.skipped = self.bad_in_a_row = 0
         self.sums = [0.0] * 5  # over this epoch: steps, loss, rnnt, kl, gradient norm
         self.rows = []
+        self.peak_rates = [[1, settings.peak_rate]]  # [first step, peak rate]
         self.smooth_loss = 0.0
         self.seconds, self.saved_at = 0.0, time.monotonic()
 
@@ -234,18 +251,25 @@ class _Run:
             _check_state(arrays, meta, self.adam.values)
             self.adam.restore(arrays, meta["adam_steps"])
             self.best_values = arrays["best"]
-            for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds"):
+            for key in self.KEYS:
                 setattr(self, key, meta[key])
             self.best = [math.inf if x is None else x for x in meta["best"]]
-        except (KeyError, TypeError, ValueError):
+            diverged, rate = self.bad_in_a_row >= MAX_BAD_STEPS, self.peak_rates[-1][1]
+        except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{self.path} is no state of a training: delete it to train {self.name} anew.") from None
+        if self.settings.peak_rate != rate:
+            self.peak_rates.append([self.step + 1, self.settings.peak_rate])
+            if diverged:
+                self.adam.restore({"values": self.best_values, "m": 0, "v": 0}, self.adam.steps)
+                self.bad_in_a_row = 0
+        elif diverged:  # doing the same again would end the same
+            self.diverge()
 
     def save(self):
         now = time.monotonic()
         self.seconds += now - self.saved_at
         self.saved_at = now
-        meta = {key: getattr(self, key) for key in
-                ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds")}  # fmt: skip
+        meta = {key: getattr(self, key) for key in self.KEYS}
         meta["best"] = [None if math.isinf(x) else x for x in self.best]
         meta["adam_steps"] = self.adam.steps
         checkpoint.save(self.path, {**self.adam.state(), "best": self.best_values}, meta)
@@ -270,15 +294,21 @@ class _Run:
             self.skipped += 1
             self.bad_in_a_row += 1
             if self.bad_in_a_row >= MAX_BAD_STEPS:
-                raise UserError(
-                    f"{self.bad_in_a_row} steps in a row of {name} gave a loss or gradient that is not finite "
-                    f"(step {self.step}, loss {value}): lower peak_rate, or look at the data of these batches."
-                )
+                self.diverge()
             return
         self.bad_in_a_row = 0
         for i, x in enumerate((1.0, value, float(rnnt.mean()), float(kl.mean()), norm)):
             self.sums[i] += x
         self.smooth_loss = value if not self.smooth_loss else 0.95 * self.smooth_loss + 0.05 * value
+
+    def diverge(self):
+        """Save, so that the next command knows, and stop."""
+        self.bad_in_a_row = MAX_BAD_STEPS
+        self.save()
+        raise Diverged(
+            f"{self.name} has diverged: at step {self.step} the loss or its gradient was not finite, {MAX_BAD_STEPS} "
+            f"times in a row or on the dev set: lower peak_rate, and it goes on from its best weights so far"
+        )
 
     def end_epoch(self, epoch, looked):
         """Log, keep the best weights, save."""
@@ -293,6 +323,7 @@ class _Run:
         seconds = self.seconds + time.monotonic() - self.saved_at
         self.rows.append(
             [epoch + 1, self.step, self.adam.steps, loss, rnnt, kl, norm, self.skipped,
+             self.peak_rates[-1][1],
              None if dev_loss is None else round(dev_loss, 4), None if dev_wer is None else round(dev_wer, 4),
              round(seconds, 1)]
         )  # fmt: skip
@@ -306,6 +337,7 @@ class _Run:
         return {
             "updates": self.adam.steps,
             "skipped_updates": self.skipped,
+            "peak_rates": self.peak_rates,
             "seconds": round(self.seconds, 1),
             "best_dev_wer": self.best[0],
             "best_dev_loss": self.best[1],

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+from . import ctrl_c_is_for_us
 from .conformer import ConformerConfig
 from .corpus import Batch
 from .layers import DropoutKeys
@@ -26,7 +27,12 @@ def ensure():
     """Fill the cache from another process, once in the life of this one."""
     global _done
     if not _done:
-        subprocess.run([sys.executable, "-m", "mini_pkd.warm_up"], check=False, stdin=subprocess.DEVNULL)
+        with ctrl_c_is_for_us():
+            process = subprocess.Popen([sys.executable, "-m", "mini_pkd.warm_up"], stdin=subprocess.DEVNULL)
+        try:
+            process.wait()
+        finally:
+            process.kill()  # after Ctrl-C; one that has ended is left alone
         _done = True
 
 

@@ -4,19 +4,22 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, estimate, report, wer
+from mini_pkd import UserError, cascade, checkpoint, estimate, report, train, warm_up, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.feature_store import FeatureStore
 from mini_pkd.lock import only_process
@@ -218,7 +221,7 @@ def test_another_seed_gives_other_weights(data, finished):
 
 @pytest.mark.slow
 def test_side_by_side_gives_the_same_bits(data, finished, monkeypatch, capfd):
-    monkeypatch.setattr(cascade.os, "cpu_count", lambda: 2)  # one thread for each of two processes
+    monkeypatch.setattr(cascade, "usable_cores", lambda: 2)  # one thread for each of two processes
     out = finished.parent / "side-by-side"
     assert cascade.main(words_of(data, out, "--jobs", 2)) == 0
     assert weights(out) == weights(finished)
@@ -234,7 +237,7 @@ def test_the_last_model_has_no_more_threads_than_the_others_had(copy, data, monk
     started = []
 
     class Process:
-        stdin = io.BytesIO()
+        stdin, returncode = io.BytesIO(), 1
 
         def __init__(self, words, env, **_):
             started.append((words[words.index("--only") + 1], env["OPENBLAS_NUM_THREADS"], env["NUMBA_NUM_THREADS"]))
@@ -243,7 +246,7 @@ def test_the_last_model_has_no_more_threads_than_the_others_had(copy, data, monk
             return 1
 
     untrain(copy, *left)
-    monkeypatch.setattr(cascade.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(cascade, "usable_cores", lambda: 6)
     monkeypatch.setattr(cascade.subprocess, "Popen", Process)
     assert "ended early" in refusal(capfd, words_of(data, copy, "--jobs", 3))
     assert sorted(started) == [(name, "2", "2") for name in left]
@@ -337,6 +340,101 @@ def test_asked_to_stop_it_saves_and_exits_130(data, finished, number, jobs):
     assert weights(out) == weights(finished)
 
 
+def imports(process):
+    """Whether it has come as far as the package, which imports numpy early (Linux; elsewhere it surely had time)."""
+    if sys.platform != "linux":
+        time.sleep(0.5)
+        return True
+    with open(f"/proc/{process.pid}/maps") as file:
+        return "numpy" in file.read()
+
+
+def trains(process):
+    """Whether processes that train one model each were started."""
+    with contextlib.suppress(OSError):  # one has just ended
+        return any("--slot" in open(f"/proc/{pid}/cmdline").read() for pid in children(process.pid))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, delays", [(imports, (0, 0.2, 0.7, 1.5, 3)), (trains, (0, 0.2, 0.7, 1.5, 3))])
+def test_ctrl_c_at_any_time_prints_no_traceback(data, finished, stage, delays):
+    """A terminal sends it to the whole process group: the command, its warm-up and the processes of its models."""
+    if stage is trains and sys.platform != "linux":
+        pytest.skip("asks /proc for children")
+    words = words_of(data, finished.parent / "ctrl-c", "--jobs", 2, settings=[*SETTINGS, "epochs=4000"])
+    for delay in delays:
+        process = start(words, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        try:
+            end = time.monotonic() + 120
+            while not stage(process):
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.01)
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            text = process.communicate(timeout=60)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 130 and "Traceback" not in text and "Error" not in text, (delay, text)
+
+
+def test_processes_start_with_ctrl_c_blocked(copy, data, monkeypatch, capfd):
+    """From before their first instruction: even a starting interpreter prints a traceback."""
+    blocked = []
+
+    class Process:
+        stdin, returncode = io.BytesIO(), 1
+
+        def __init__(self, words, **_):
+            blocked.append((words[2], signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+        def poll(self):
+            return 1
+
+        wait = kill = poll
+
+    untrain(copy, "B2")
+    monkeypatch.setattr(warm_up, "_done", False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    assert "B2 ended early" in refusal(capfd, words_of(data, copy, "--jobs", 2))
+    assert blocked == [("mini_pkd.warm_up", True), ("mini_pkd.cascade", True)]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_worker_processes_start(data, finished, tmp_path):
+    """... of the feature store, which import what they need."""
+    script = """
+import sys
+from pathlib import Path
+from mini_pkd import feature_store
+if __name__ == "__main__":
+    sys.stdout.write("ready"), sys.stdout.flush()
+    feature_store.SMALL_PART = 0
+    paths = [str(p) for p in Path(sys.argv[1]).rglob("*.wav")] * 100
+    try:
+        for _ in feature_store._extract_all(paths, 2):
+            pass
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+    (tmp_path / "script.py").write_text(script)
+    for delay in (0.05, 0.2, 0.5, 1):
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", data], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        try:
+            assert process.stdout.read(5) == "ready"
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            err = process.communicate(timeout=60)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 130 and "Traceback" not in err, (delay, err)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_features_are_made(data, tmp_path, monkeypatch, capfd, number):
     before = signal.getsignal(signal.SIGTERM)
@@ -378,6 +476,12 @@ def test_stopped_while_features_are_made(data, tmp_path, monkeypatch, capfd, num
         (["--only", "S1"], "S1 learns from T1, which is not trained yet"),
         (["--only", "T1", "S3"], "S3 learns from S1, which is not trained yet"),
         (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--jobs", "2", "T1.width=100000"], "2 trainings at a time need about "),
+        (["--jobs", "1", "T1.width=100000"], "the largest training needs about "),
+        (["--memory", "0.1"], "GB of memory and 0.1 GB are free: choose smaller sizes, a smaller batch_frames"),
+        (["--memory", "0"], "--memory must be above 0"),
+        (["--memory", "nan"], "--memory must be above 0"),
+        (["beam=257"], "beam must be at most 256"),
         (["--jobs", "two"], "invalid int value: 'two'"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--seed", "1.5"], "invalid int value: '1.5'"),
@@ -499,8 +603,9 @@ def test_a_folder_that_cannot_be(data, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "more, key",
-    [(["epochs=3"], "settings.epochs"), (["T1.width=32"], "sizes.T1.width"), (["--seed", "5"], "seed"),
-     (["--scale", "small"], "name")],
+    [(["epochs=3"], "(epochs=2)"), (["T1.width=32"], "(T1.width=16)"), (["--seed", "5"], "(seed=0)"),
+     (["peak_rate=0.1"], "(peak_rate=0.003)"), (["peak_rate=0.001"], "(peak_rate=0.003)"),  # nothing is left to train
+     (["max_symbols=3"], "(max_symbols=12)"), (["--scale", "small"], "(name='tiny', ")],
 )  # fmt: skip
 def test_a_folder_of_other_settings(copy, data, capfd, more, key):
     before = snapshot(copy)
@@ -508,6 +613,96 @@ def test_a_folder_of_other_settings(copy, data, capfd, more, key):
     sentence = refusal(capfd, words_of(data, copy, *more, settings=settings))
     assert "holds a run with other settings" in sentence and key in sentence
     assert snapshot(copy) == before
+
+
+# --- allowed: what may change on the way -----------------------------------------------------------------------------
+
+
+def test_operational_settings_may_change(copy, data, finished):
+    untrain(copy, "B2")
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=7", "keep_mb=64")) == 0
+    assert weights(copy) == weights(finished)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["settings"]["checkpoint_minutes"] == 7 and config["settings"]["keep_mb"] == 64
+    others = [name for name in MODELS if name != "B2"]
+    before = {"settings.checkpoint_minutes": 1e-9, "settings.keep_mb": 128}
+    assert config["history"] == [{"before": before, "trained": others}]
+    assert report.read_results(copy)["settings"]["keep_mb"] == 64
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=9", "keep_mb=64")) == 0
+    history = json.loads((copy / "config.json").read_text())["history"]
+    assert history[1:] == [{"before": {"settings.checkpoint_minutes": 7}, "trained": list(MODELS)}]
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch, capfd, jobs):
+    """... and trains nothing; killed on the way, with --only, and back again: a table never mixes beams."""
+    beams, real, real_score = [], cascade.beam_search, wer.score
+    monkeypatch.setattr(cascade, "beam_search", lambda *a: beams.append(a[3]) or real(*a))
+    trained = {p: p.stat().st_mtime_ns for p in copy.glob("*/model.npz")}
+
+    def score(*texts):
+        if len(beams) == 6:
+            raise KeyboardInterrupt
+        return real_score(*texts)
+
+    with monkeypatch.context() as patch:  # stopped in the third model, after its second test set
+        patch.setattr(cascade.wer, "score", score)
+        assert cascade.main(words_of(data, copy, "beam=1")) == 130
+    assert [m["name"] for m in report.read_results(copy)["models"]] == ["T1", "S1"]
+    assert not (copy / "B1" / "result.json").exists()  # half of its texts are of the new beam
+    assert "B2: decoded again, because the beam was another one" in capfd.readouterr().out
+    assert cascade.main(words_of(data, copy, "beam=1", "--only", "S3", "--jobs", jobs)) == 0
+    results = report.read_results(copy)
+    assert results["settings"]["beam"] == 1
+    assert {m["name"]: m["beam"] for m in results["models"]} == dict.fromkeys(MODELS, 1)
+    for m in results["models"]:
+        references = {u.id: u.text for u in read_part(data / "test-other")[0]}
+        decoded = wer.read_transcript(copy / m["name"] / "test-other.txt")
+        assert m["wer"]["test-other"] == wer.score(references, decoded).wer
+    assert set(beams) == {1}
+    assert cascade.main(words_of(data, copy)) == 0  # back to beam=2
+    old, new = (report.read_results(folder) for folder in (finished, copy))
+    timeless = {"decoding_seconds": 0}
+    assert [m | timeless for m in old["models"]] == [m | timeless for m in new["models"]]
+    assert old["paired"] == new["paired"]
+    assert {p: p.stat().st_mtime_ns for p in copy.glob("*/model.npz")} == trained
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_that_diverges_goes_on_with_a_lower_rate(copy, data, capfd, jobs):
+    """The message names the command; what was trained with which rate is written down."""
+    untrain(copy, "S3", "B2")
+    arrays, meta = checkpoint.load(unfinished_state(copy, data, "B2"))
+    checkpoint.save(copy / "B2" / "training.npz", arrays, meta | {"bad_in_a_row": 5})  # as after five bad steps
+    command = words_of(data, copy, "--jobs", jobs)
+    capfd.readouterr()
+    assert cascade.main(command) == 2
+    err = capfd.readouterr().err
+    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=0.0015\n"
+    assert "B2 has diverged: at step 1 " in err and advice in err and "Traceback" not in err
+    assert (copy / "S3" / "result.json").exists()
+
+    command = shlex.split(err[err.index("-m mini_pkd.cascade ") :].splitlines()[0])[2:]
+    assert cascade.main(command) == 0
+    assert "peak_rate falls from 0.003 to 0.0015 for B2" in capfd.readouterr().out
+    rates = {m["name"]: m["peak_rates"] for m in report.read_results(copy)["models"]}
+    assert rates == dict.fromkeys(MODELS, [[1, 0.003]]) | {"B2": [[1, 0.003], [2, 0.0015]]}
+    config = json.loads((copy / "config.json").read_text())
+    assert config["settings"]["peak_rate"] == 0.0015
+    others = [name for name in MODELS if name != "B2"]
+    assert config["history"] == [{"before": {"settings.peak_rate": 0.003}, "trained": others}]
+    untrain(copy, "B2")
+    assert "other settings (peak_rate=0.0015)" in refusal(capfd, words_of(data, copy))  # up again: no
+
+
+def unfinished_state(out, data, name):
+    """The training.npz of a model that was stopped after a step."""
+    settings = [word for word in words_of(data, out) if "=" in word]
+    run = cascade.Cascade(TINY.override(settings), data, out, progress=False)
+    plan = next(plan for plan in run.scale.models() if plan.name == name)
+    with pytest.raises(train.Interrupted):
+        run._train(plan, run._prepare(), types.SimpleNamespace(raised=True))
+    return out / name / "training.npz"
 
 
 def cut(path):
@@ -543,6 +738,50 @@ def test_damaged_files_stop_it_before_any_work(copy, data, capfd, name, damage, 
     before = snapshot(copy)
     assert sentence in refusal(capfd, words_of(data, copy, "--jobs", only_jobs))
     assert snapshot(copy) == before
+
+
+STRANGE = (None, True, -1, 0, 2.5, 1e308, 10**30, math.nan, math.inf, "", "x\n", "\ud800", [], {}, [[]], {"": {}})
+
+
+def mutate(value, rng):
+    """A JSON value with one thing changed somewhere inside."""
+    if isinstance(value, list | dict) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key, value = keys[rng.integers(len(keys))], value.copy()
+        if rng.random() < 0.2:
+            del value[key]
+        else:
+            value[key] = mutate(value[key], rng)
+        return value
+    choices = [*STRANGE, [value], {"x": value}, str(value)]
+    return choices[rng.integers(len(choices))]
+
+
+@pytest.mark.parametrize("name", ["config.json", "T1/result.json", "S3/result.json"])
+def test_json_that_somebody_edited_is_accepted_or_refused(copy, data, name):
+    """Whatever stands in the files that a run reads again: one sentence, or success up to the report."""
+    path, rng, refused = copy / name, np.random.default_rng(0), 0
+    settings = [word for word in words_of(data, copy) if "=" in word]
+    run = cascade.Cascade(TINY.override(settings), data, copy, progress=False)
+    good = path.read_text()
+    deep = "[" * 500 + "]" * 500
+    texts = [json.dumps(mutate(json.loads(good), rng)) for _ in range(300)]
+    texts += [good[: rng.integers(len(good))] for _ in range(30)]
+    texts += [deep, 100 * deep, "9" * 5000]
+    texts += [good.replace("{", f'{{"{key}": {deep}, ', 1) for key in ("new", "history")]
+    for text in texts:
+        path.write_text(text)
+        try:
+            if name == "config.json":
+                run._check_config()
+            elif run._finished(name[:2]):
+                run._write_results()
+                report.read_results(copy)
+        except UserError as error:
+            refused += 1
+            assert name in str(error) or "other settings" in str(error), text
+            assert "\n" not in str(error), text
+    assert refused > 100
 
 
 @pytest.mark.parametrize("arrays", [{}, {"values": np.zeros(7)}])
@@ -608,6 +847,26 @@ def test_a_model_that_fails_beside_another(copy, data, capfd):
     assert "training of B2 ended early" in err and (copy / "B1" / "result.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for children")
+def test_a_process_that_is_killed_is_named(data, finished):
+    out = finished.parent / "killed-child"
+    process = start(words_of(data, out, "--jobs", 2, settings=[*SETTINGS, "epochs=4000"]))
+    try:
+        for name in ("T1", "B1"):
+            wait_for(out / name / "training.npz", process)
+        for pid in children(process.pid):
+            with open(f"/proc/{pid}/cmdline") as file:
+                os.kill(pid, signal.SIGKILL if "--only\0B1" in file.read() else signal.SIGTERM)
+        text = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    sentence = text.splitlines()[-1]
+    assert process.returncode == 2 and "Traceback" not in text and sentence.startswith("mini_pkd: ")
+    assert "training of B1 was ended from outside (signal 9, Killed); a system that runs out of memory" in sentence
+    assert "training of T1 was ended from outside (signal 15, Terminated); the same command continues" in sentence
+
+
 # --- --dry-run -------------------------------------------------------------------------------------------------------
 
 
@@ -625,6 +884,56 @@ def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, c
     assert "12 utterances (its feature store)" in capfd.readouterr().out
     assert cascade.main(["--scale", "full", "--dry-run", "--data", str(tmp_path / "LibriSpeech")]) == 0
     assert "960.13 h in 281241 utterances (as in LibriSpeech" in capfd.readouterr().out
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_free(tmp_path, monkeypatch):
+    """The least that anybody grants: the machine, what others leave of it, every control group around us."""
+    monkeypatch.setattr(estimate.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}[name])
+    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(estimate, "control_groups", lambda controller: [tmp_path / "inner", tmp_path])
+    (tmp_path / "inner").mkdir()
+    assert estimate.memory_free() == 2**32
+    (tmp_path / "meminfo").write_text("MemTotal: 4194304 kB\nMemAvailable:    3000000 kB\n")
+    assert estimate.memory_free() == 3000000 * 1024
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "inner" / "memory.max").write_text("max\n")
+    assert estimate.memory_free() == 2000000000
+    (tmp_path / "inner" / "memory.limit_in_bytes").write_text("1000000000\n")
+    assert estimate.memory_free() == 1000000000
+
+    def unknown(name):
+        raise ValueError
+
+    monkeypatch.setattr(estimate.os, "sysconf", unknown)
+    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "nowhere")
+    monkeypatch.setattr(estimate, "control_groups", lambda controller: [])
+    assert estimate.memory_free() is None
+    estimate.refuse_what_does_not_fit(TINY.override(["T1.width=100000"]), TINY.models(), 1)  # who knows
+
+
+def test_memory_needed_is_that_of_the_largest_at_a_time():
+    scale = TINY.override(["T1.width=2000"])
+    plans = {plan.name: plan for plan in scale.models()}
+    largest, students = estimate.memory_needed(scale, [plans["T1"]]), [plans[name] for name in ("S2", "B2", "S3")]
+    assert estimate.memory_needed(scale, plans.values()) == largest
+    assert largest < estimate.memory_needed(scale, plans.values(), 2) < 2 * largest
+    taught, alone, _ = (estimate.memory_needed(scale, [plan]) for plan in students)
+    teacher = 4 * count_parameters(scale.sizes["T1"].config(scale.settings.vocab_size))
+    assert taught - alone == pytest.approx(teacher)
+    assert estimate.memory_needed(scale, [], 2) == 0
+    many_frames = TINY.override(["batch_frames=1000000000"])  # says: no limit, and eight utterances are the limit
+    assert estimate.memory_needed(many_frames, plans.values()) < 1e9
+
+
+def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, data):
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6)) == 0
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 0
+    untrain(copy, "B2")
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 2
+    assert cascade.main(words_of(data, copy, "--memory", 2, "beam=1")) == 0
 
 
 def test_dry_run_measures_audio_as_the_store_does(data, finished, tmp_path):

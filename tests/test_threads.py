@@ -7,6 +7,7 @@ more threads than most machines' cores, and a time limit, for a mistake here sho
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,3 +189,79 @@ def test_a_look_that_fails_changes_nothing(monkeypatch):
 def test_one_thread_needs_no_pool():
     pool = threads.Pool()
     assert (pool.size, pool.blas, pool.shared, pool.team(10**9)) == (1, None, False, 1)
+
+
+# --- how many cores are ours ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Writes /proc/self/cgroup and the files under /sys/fs/cgroup of a machine with 64 cores."""
+    monkeypatch.setattr(threads, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(threads, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+
+    def write(own, **files):
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "groups" / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+V1 = {"cpu__box__cpu.cfs_period_us": "100000\n"}
+
+
+@pytest.mark.parametrize(
+    "own, files, cores",
+    [
+        ("0::/\n", {}, 64),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "5000 100000\n"}, 1),
+        ("0::/box/job\n", {"box__cpu.max": "300000 100000\n", "box__job__cpu.max": "max 100000\n"}, 3),
+        ("0::/not/mounted/here\n", {"cpu.max": "300000 100000\n"}, 3),  # a container sees the host's path
+        ("5:cpu,cpuacct:/box\n0::/\n", {**V1, "cpu__box__cpu.cfs_quota_us": "400000\n"}, 4),
+        ("5:cpu,cpuacct:/box\n", {**V1, "cpu__box__cpu.cfs_quota_us": "-1\n"}, 64),
+        ("5:cpuset:/box\n", {**V1, "cpu__box__cpu.cfs_quota_us": "400000\n"}, 64),
+        ("0::/\n", {"cpu.max": "what?\n"}, 64),
+    ],
+)
+def test_a_quota_of_a_container_counts(groups, own, files, cores):
+    groups(own, **files)
+    assert threads.usable_cores() == cores
+
+
+def test_without_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "OWN_GROUPS", tmp_path / "nowhere")
+    monkeypatch.delattr(threads.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: None)
+    assert threads.usable_cores() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_counts():
+    core = min(os.sched_getaffinity(0))
+    script = f"os.sched_setaffinity(0, {{{core}}})\nfrom mini_pkd.threads import usable_cores\nprint(usable_cores())"
+    assert run(script) == ["1"]
+
+
+def test_the_pool_keeps_to_the_usable_cores(tmp_path):
+    """... unless it was told its number."""
+    script = """
+os.environ.pop("NUMBA_NUM_THREADS")
+from mini_pkd import threads
+threads.numba.config.NUMBA_NUM_THREADS, threads.usable_cores = 8, lambda: 3
+sizes = [threads.Pool().size]
+os.environ["NUMBA_NUM_THREADS"] = "8"
+print(*sizes, threads.Pool().size)
+"""
+    assert run(script, count=1) == ["3", "8"]
+
+
+def test_nobody_counts_cores_for_himself():
+    package = Path(threads.__file__).parent
+    assert [p.name for p in package.glob("*.py") if "cpu_count" in p.read_text()] == ["threads.py"]

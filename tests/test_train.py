@@ -147,10 +147,82 @@ def test_a_step_that_is_not_finite_changes_nothing_and_five_in_a_row_stop_the_ru
         return loss, rnnt, kl
 
     monkeypatch.setattr(train, "lattice_loss", always_nan)
-    with pytest.raises(UserError, match="5 steps in a row of T1 .* not finite"):
+    with pytest.raises(train.Diverged, match="T1 has diverged: at step 5 .* not finite, 5 times in a row"):
         train.train(new_model(bpe), part, part, bpe, settings, tmp_path / "b", 0, "T1", progress=False)
     assert len(before_after) == train.MAX_BAD_STEPS
     assert all(np.array_equal(w, before_after[0]) for w in before_after)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # inf - inf
+@pytest.mark.parametrize("where", ["steps", "dev"])
+def test_what_has_diverged_goes_on_from_its_best_weights_with_a_lower_rate(handful, tmp_path, monkeypatch, where):
+    """... and ends in the same bits however often it is stopped.  With the old rate it stops at once."""
+    part, bpe, _ = handful
+    settings = dataclasses.replace(SETTINGS, batch_utterances=1)  # epochs of 6 steps
+    lower = dataclasses.replace(settings, peak_rate=settings.peak_rate / 2)
+    real_loss, real_evaluate, firsts = train.lattice_loss, train.evaluate, []
+
+    def lattice_loss(student, teacher, batch, features, now, dropout):
+        firsts.append(weights(student))
+        loss, rnnt, kl = real_loss(student, teacher, batch, features, now, dropout)
+        if where == "steps" and now == settings and len(firsts) > 7:  # after epoch 1 and a good step
+            loss.data = np.float32(np.nan)
+        return loss, rnnt, kl
+
+    def evaluate(model, *rest):
+        if where == "dev" and now == settings and len(firsts) > 6:
+            for p in model.named_parameters().values():
+                p.data[:] = np.inf  # what a rate of 1e300 does
+        return real_evaluate(model, *rest)
+
+    def run(stop=None):
+        model = new_model(bpe)
+        result = train.train(model, part, part, bpe, now, tmp_path / "run", 3, "S1", None, stop, progress=False)
+        return weights(model), result | {"seconds": 0}
+
+    monkeypatch.setattr(train, "lattice_loss", lattice_loss)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    now = settings
+    with pytest.raises(train.Diverged, match="lower peak_rate"):
+        run()
+    after, best = len(firsts), firsts[6]  # the weights after epoch 1
+    with pytest.raises(train.Diverged, match="lower peak_rate"):
+        run()
+    assert len(firsts) == after  # no step was made
+    saved = (tmp_path / "run" / "training.npz").read_bytes()
+
+    now = lower
+    undisturbed = run()
+    assert undisturbed[1]["peak_rates"] == [[1, settings.peak_rate], [13, lower.peak_rate]]
+    assert np.array_equal(firsts[after], best)
+    rates = [float(line.split(",")[8]) for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
+    assert rates[0] == settings.peak_rate and set(rates[1:]) == {lower.peak_rate} and len(rates) == 3
+
+    (tmp_path / "run" / "training.npz").write_bytes(saved)
+    stops = 0
+    while True:
+        try:
+            resumed = run(StopAfter(stops % 2))
+            break
+        except train.Interrupted:
+            stops += 1
+    assert stops >= 2 and np.array_equal(resumed[0], undisturbed[0]) and resumed[1] == undisturbed[1]
+
+
+def test_a_rate_may_fall_in_the_middle(handful, tmp_path):
+    """From the next step on, and from the weights as they are; stopped or not, the bits are the same."""
+    part, bpe, _ = handful
+    lower = dataclasses.replace(SETTINGS, peak_rate=SETTINGS.peak_rate / 2)
+    ends = []
+    for folder, stops in (("a", []), ("b", [StopAfter(0), StopAfter(1)])):
+        for settings, stop in ((SETTINGS, StopAfter(2)), *((lower, stop) for stop in stops)):
+            with pytest.raises(train.Interrupted):
+                train.train(new_model(bpe), part, part, bpe, settings, tmp_path / folder, 0, "T1", None, stop, False)
+        model = new_model(bpe)
+        result = train.train(model, part, part, bpe, lower, tmp_path / folder, 0, "T1", progress=False)
+        assert result["peak_rates"] == [[1, SETTINGS.peak_rate], [4, lower.peak_rate]]
+        ends.append(weights(model))
+    assert np.array_equal(*ends)
 
 
 def test_the_weights_of_the_best_dev_wer_are_kept(handful, tmp_path, monkeypatch):
