@@ -357,7 +357,7 @@ class StopAfter:
 def test_the_best_weights_survive_a_restart(parts, tmp_path):
     """The rate is far too high once the warm-up is over, so the first look at the dev set is the best one."""
     training, dev, bpe = parts
-    settings = dataclasses.replace(UNUSUAL, epochs=3, dev_every=1, peak_rate=1.0, warmup_steps=100, clip=100.0,
+    settings = dataclasses.replace(UNUSUAL, epochs=2, dev_every=1, peak_rate=1.0, warmup_steps=100, clip=100.0,
                                    curriculum_epochs=0)  # fmt: skip
     steps = len(planned(training, settings)[0])
 
@@ -368,7 +368,7 @@ def test_the_best_weights_survive_a_restart(parts, tmp_path):
 
     whole, result = run(tmp_path / "whole")
     losses = [float(row["dev_loss"]) for row in log_of(tmp_path / "whole")]
-    assert losses[0] < losses[1] and losses[0] < losses[2] and result["best_dev_wer"] == 1.0
+    assert losses[0] < losses[1] and result["best_dev_wer"] == 1.0
     with pytest.raises(train.Interrupted):
         run(tmp_path / "cut", steps + 1)  # in the second epoch
     resumed, again = run(tmp_path / "cut")
@@ -409,7 +409,8 @@ def test_an_utterance_counts_as_many_rows_as_the_encoder_makes_of_it(frames):
 # --- the cascade -----------------------------------------------------------------------------------------------------
 
 
-STILL = ("vocab_size=5", "epochs=1", "peak_rate=1e-30", "beam=3")
+STILL = ("vocab_size=5", "epochs=1", "peak_rate=1e-30", "beam=3", "batch_utterances=20", "dropout=0", "time_masks=0",
+         "freq_masks=0", "max_warp_fraction=0", "alpha=0.5")  # fmt: skip
 
 
 def command(corpus, out, *more):
@@ -430,7 +431,10 @@ def lesson(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def still(corpus, tmp_path_factory):
-    """{seed: a run whose models stay what they were drawn as}: no step of the size 1e-30 moves a float32."""
+    """{seed: a run whose models stay what they were drawn as}: a step of the size 1e-30 moves no float32.
+
+    Each takes one step only, on all utterances as they are.
+    """
     root = tmp_path_factory.mktemp("runs")
     return {seed: command(corpus, root / f"still-{seed}", "--seed", seed, *STILL) for seed in (0, 1)}
 
@@ -488,6 +492,24 @@ def test_seed_and_name_draw_the_first_weights(still):
 
     drawn = [first(seed, name) for seed in (0, 1) for name in ("T1", "S1", "B1")]  # all of one size
     assert len({w.tobytes() for w in drawn}) == len(drawn)
+
+
+def test_every_student_learns_from_its_own_teacher(still, corpus):
+    """What a log says of the KL, again by hand from the models that stayed as they were."""
+    models = {name: train.load_model(still[0] / name / "model.npz")[0] for name in results_of(still[0])}
+    _, normaliser, bpe, _ = train.load_model(still[0] / "T1" / "model.npz")
+    store = FeatureStore.build(still[0].parent / "by hand" / "train", read_part(corpus / "train")[0], normaliser)
+    batch = train.Part.encode(store, bpe)[0].batch(range(len(store)))
+
+    def kl(student, teacher):
+        pair = models[student], models[teacher]
+        return train.lattice_loss(*pair, batch, batch.features, TINY.settings)[2].mean()
+
+    for plan in TINY.models():
+        logged = float(log_of(still[0] / plan.name)[0]["kl"])
+        others = set(models) - {plan.name, plan.teacher}
+        assert logged == (pytest.approx(kl(plan.name, plan.teacher), rel=1e-3) if plan.teacher else 0)
+        assert all(kl(plan.name, other) != pytest.approx(logged, rel=1e-2) for other in others)
 
 
 def decoded(out, corpus, beam, max_symbols):
