@@ -79,6 +79,7 @@ MUTANTS = [
         ("every epoch in epoch 0's order", "seed=seed, epoch=epoch,", "seed=seed, epoch=0,"),
         ("batches ignore the seed", "seed=seed, epoch=epoch,", "seed=0, epoch=epoch,"),
         ("the dev set is the training set", "evaluate(model, dev_part", "evaluate(model, train_part"),
+        ("greedy on dev ignores max_symbols", "lengths, settings.max_symbols)", "lengths)"),
         ("rows are rounded down", "(store.lengths + 7) // 8", "store.lengths // 8"),
         ("after a restart the last weights are the best",
          'self.best_values = arrays["best"]', 'self.best_values = arrays["values"].copy()'),
