@@ -11,7 +11,6 @@ import itertools
 import math
 import shutil
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,17 +156,12 @@ class Watched:
     dev: list
     model: Transducer
     result: dict
-    folder: Path
-
-    def epochs(self, part, settings):
-        """The student's calls, epoch by epoch; every epoch has as many batches as `make_batches` plans."""
-        counts = [len(batches) for batches in planned(part, settings)]
-        ends = np.cumsum([0, *counts])
-        assert ends[-1] == len(self.student)
-        return [self.student[a:z] for a, z in zip(ends, ends[1:], strict=False)]
+    log: list
+    epochs: list  # the student's again, as lists of an epoch each
 
 
 def planned(part, settings, seed=7):
+    """The batches that every epoch should have."""
     return [
         make_batches(part.store.lengths, settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
                      indices=part.indices, curriculum_epochs=settings.curriculum_epochs)
@@ -188,10 +182,12 @@ def watched(parts, tmp_path):
             watch(teacher, "teacher", seen)
         settings = dataclasses.replace(UNUSUAL, **changes)
         result = train.train(model, training, dev, bpe, settings, folder, seed, name, teacher, progress=False)
-        student = [s for s in seen if s.who == "student"]
+        steps = [s for s in seen if s.who == "student" and s.training]
+        ends = np.cumsum([0, *map(len, planned(training, settings))])
+        assert ends[-1] == len(steps)
         return Watched(
-            [s for s in student if s.training], [s for s in seen if s.who == "teacher"],
-            [s for s in student if not s.training], model, result, folder,
+            steps, [s for s in seen if s.who == "teacher"], [s for s in seen if s.who == "student" and not s.training],
+            model, result, log_of(folder), [steps[a:z] for a, z in zip(ends, ends[1:], strict=False)],
         )  # fmt: skip
 
     return run
@@ -216,19 +212,18 @@ def test_student_and_teacher_see_the_same_masked_features_and_only_the_student_d
         assert not np.array_equal(student.features, raw)
 
 
-def test_masks_follow_from_seed_model_epoch_and_utterance(watched, parts):
-    settings = dataclasses.replace(UNUSUAL, curriculum_epochs=0)
-
+def test_masks_follow_from_seed_model_epoch_and_utterance(watched):
     def masked(**changes):  # {(epoch, utterance): rows}
-        run = watched(curriculum_epochs=0, **changes)
-        epochs = run.epochs(parts[0], dataclasses.replace(settings, **{k: changes[k] for k in changes if k != "name"}))
-        return {(e, i): rows for e, epoch in enumerate(epochs) for s in epoch for i, rows in s.of_utterances().items()}
+        epochs = enumerate(watched(curriculum_epochs=0, **changes).epochs)
+        return {(e, i): rows for e, epoch in epochs for s in epoch for i, rows in s.of_utterances().items()}
 
-    first, other_batches, other_model = masked(), masked(batch_utterances=2), masked(name="B1")
-    assert first.keys() == other_batches.keys() == other_model.keys()
+    first, other_batches = masked(), masked(batch_utterances=2)
+    other_model, other_seed = masked(name="B1"), masked(seed=8)
+    assert first.keys() == other_batches.keys() == other_model.keys() == other_seed.keys()
     for epoch, i in first:
         assert np.array_equal(first[epoch, i], other_batches[epoch, i])
         assert not np.array_equal(first[epoch, i], other_model[epoch, i])
+        assert not np.array_equal(first[epoch, i], other_seed[epoch, i])
         if epoch:
             assert not np.array_equal(first[epoch, i], first[0, i])
     nothing = watched(max_warp_fraction=0.0, time_masks=0, freq_masks=0)
@@ -247,7 +242,7 @@ def test_every_epoch_has_its_own_batches_and_the_first_ones_the_curriculum(watch
     training, ids = parts[0], parts[0].store.ids
     orders = [[[ids[i] for i in batch] for batch in batches] for batches in planned(training, UNUSUAL)]
     run = watched()
-    assert [[s.batch.ids for s in epoch] for epoch in run.epochs(training, UNUSUAL)] == orders
+    assert [[s.batch.ids for s in epoch] for epoch in run.epochs] == orders
     utterances = [sum(map(len, batches)) for batches in orders]
     assert utterances[0] < utterances[1] < utterances[2] == utterances[3] == len(ids)
     assert orders[2] != orders[3]
@@ -262,8 +257,8 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
     for s in run.dev:
         assert s.keys.rate == 0 and np.array_equal(s.features, s.batch.features)
     assert run.result["best_dev_loss"] == pytest.approx(loss_by_hand(run.model, dev), rel=1e-5)
-    assert [row["dev_loss"] != "" for row in log_of(run.folder)] == [False, False, False, True]
-    looks = [row["dev_loss"] != "" for row in log_of(watched(dev_every=3).folder)]
+    assert [row["dev_loss"] != "" for row in run.log] == [False, False, False, True]
+    looks = [row["dev_loss"] != "" for row in watched(dev_every=3).log]
     assert looks == [False, False, True, True]
 
 
@@ -313,7 +308,7 @@ class Played:
 @pytest.mark.parametrize("taught", [True, False])
 def test_training_again_by_hand_ends_in_the_same_weights(watched, parts, taught):
     """From the features and dropout keys that the student was given: losses, clipping and learning rate as set."""
-    training, _, bpe = parts
+    bpe = parts[2]
     run = watched(new_model(bpe, seed=9) if taught else None)
     model, teacher = new_model(bpe), new_model(bpe, seed=9)
     adam, rates, norms, log = Adam(model, clip=0.7), [], [], []
@@ -337,8 +332,8 @@ def test_training_again_by_hand_ends_in_the_same_weights(watched, parts, taught)
         log.append((float(loss.data), rnnt.mean(), kl.mean(), norms[-1]))
     assert np.array_equal(weights(model), weights(run.model))
     assert max(norms) > 0.7 and rates[-1] == pytest.approx(0.004) and max(rates) == 0.01  # clip and floor were at work
-    ends = np.cumsum([len(epoch) for epoch in run.epochs(training, UNUSUAL)])
-    for row, steps in zip(log_of(run.folder), np.split(np.array(log), ends[:-1]), strict=True):
+    ends = np.cumsum([len(epoch) for epoch in run.epochs])
+    for row, steps in zip(run.log, np.split(np.array(log), ends[:-1]), strict=True):
         written = [float(row[column]) for column in ("loss", "rnnt", "kl", "gradient_norm")]
         np.testing.assert_allclose(written, steps.mean(axis=0), atol=1e-4)
 
