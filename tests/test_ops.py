@@ -254,11 +254,15 @@ def test_an_operation_used_twice_on_the_same_tensor():
 
 
 def test_layer_norm_adds_what_others_have_sent():
-    """x goes into two layer norms and a residual: whoever comes last in the walk adds all that is pending."""
+    """x goes into two layer norms and a residual: whichever comes last in the walk adds all that is pending.
+
+    x must be the result of an operation: a leaf takes each gradient at once, so nothing is ever pending for it.
+    """
     W, b = normal(1, 5, 5), normal(2, 5)
     gains, biases = [normal(i, 5) for i in (3, 4)], [normal(i, 5) for i in (5, 6)]
 
-    def several(x):
+    def several(leaf):
+        x = ops.scale(leaf, 1.5)
         h = ops.layer_norm(x, Tensor(gains[0]), Tensor(biases[0]))
         other = ops.layer_norm(x, Tensor(gains[1]), Tensor(biases[1]), swish=True)
         return ops.multiply(ops.linear_dropout_residual(x, h, Tensor(W), Tensor(b), 0.5, 0.3, 8), other)

@@ -19,6 +19,7 @@ from mini_pkd.scales import (
     get_scale,
     training_flop,
 )
+from mini_pkd.specaugment import SpecAugmentPolicy
 from mini_pkd.transducer import Transducer
 
 # DESIGN section 1: model -> (size in millions, teacher, role, experiment, stage)
@@ -167,6 +168,16 @@ def test_teachers_come_before_their_students_and_every_size_exists(scale):
 
 def test_decoding_from_the_command_line_bounds_symbols_as_the_cascade_does():
     assert {scale.settings.max_symbols for scale in SCALES.values()} == {transcribe.MAX_SYMBOLS}
+
+
+def test_every_number_of_specaugment_reaches_its_policy():
+    policy = SpecAugmentPolicy(
+        time_masks=3, max_time=5, max_time_fraction=0.25, freq_masks=4, max_freq=7, max_warp_fraction=0.125
+    )
+    values = dataclasses.asdict(policy)
+    assert all(values[f.name] != f.default for f in dataclasses.fields(SpecAugmentPolicy))
+    assert all(values[name] != getattr(TINY.settings, name) for name in values)
+    assert dataclasses.replace(TINY.settings, **values).spec_augment() == policy
 
 
 # --- by name --------------------------------------------------------------------------------------------------

@@ -136,6 +136,19 @@ def test_generator_is_the_same_in_another_process():
     assert int(other.stdout) == generator(7, "S1", 3, "utt-1").integers(2**62)
 
 
+@pytest.mark.parametrize("T", [3, 4, 50])
+def test_time_warp_interpolates_and_never_extrapolates(T):
+    """The first column says where each row came from; the others are noise.  On a ramp alone, a straight line through
+    two rows that do not surround the place would give the same number."""
+    rows = np.random.default_rng(T).standard_normal((T, 6))
+    rows[:, 0] = np.arange(T)
+    for seed in range(100):
+        warped = time_warp(rows, generator(seed), 0.4)
+        for column in range(1, 6):
+            expected = np.interp(warped[:, 0], rows[:, 0], rows[:, column])
+            np.testing.assert_allclose(warped[:, column], expected, atol=1e-12)
+
+
 def test_time_warp_moves_a_point_and_keeps_the_ends():
     """A ramp shows where each row came from: monotone, ends fixed, two straight pieces, never faster than twice."""
     T = 50
