@@ -19,13 +19,13 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 
 def _ctrl_c(number, frame):
     if not hasattr(sys.modules["__main__"], "main"):
-        os._exit(130)
+        os._exit(130)  # still importing
     signal.default_int_handler(number, frame)
 
 
 # `python -m mini_pkd.cascade` imports for seconds before it comes to its main(), which knows what to do on Ctrl-C.
 # Until then there is nothing to save and nobody to catch a KeyboardInterrupt.  sys.argv is ["-m", ...] only while
-# Python looks for the module to run; whoever imports the package otherwise keeps his own ways.
+# Python looks for the module to run; a program that imports the package keeps its own ways.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _ctrl_c)
 

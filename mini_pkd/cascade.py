@@ -260,15 +260,13 @@ class Cascade:
             raise Interrupted
         reasons = [f"training of {', '.join(failed)} ended early: do what its message above says"] if failed else []
         for name, number in killed.items():
-            why = "; a system that runs out of memory does so, and a smaller --jobs needs less"
+            less = ", with a smaller --jobs if memory has run out" if number == signal.SIGKILL else ""
             reasons.append(
-                f"training of {name} was ended from outside (signal {number}, {signal.strsignal(number)})"
-                + (why if number == signal.SIGKILL else "")
+                f"training of {name} was ended from outside (signal {number}, {signal.strsignal(number)}): "
+                f"give the same command again{less}"
             )
         if reasons:
-            raise UserError(
-                "; ".join(reasons) + "; the same command continues where it was last saved, finished models are kept."
-            )
+            raise UserError("; ".join(reasons) + "; it continues where it was last saved, finished models are kept.")
 
     # --- before training ------------------------------------------------------------------------------------
 
@@ -303,7 +301,7 @@ class Cascade:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             history = before.get("history", [])
-            json.dumps(history, indent=1)  # may be too deep to be written again
+            json.dumps(history, indent=1)  # from Python 3.12 on deeper lists are read than written
             before = _flatten(before)
             if not isinstance(history, list):
                 raise ValueError
@@ -314,7 +312,6 @@ class Cascade:
         rate, untrained = different.get("settings.peak_rate"), [m for m in self._names() if not self._trained(m)]
         if untrained and isinstance(rate, int | float) and rate > self.settings.peak_rate:
             may_change.add("settings.peak_rate")
-            self._say(f"peak_rate falls from {rate} to {self.settings.peak_rate} for {', '.join(untrained)}")
         words = []  # as one would give them
         for key in [key for key in different if key not in may_change][:4]:
             value = f"={different[key]!r:.30}" if isinstance(different[key], int | float | str) else ""
@@ -326,6 +323,8 @@ class Cascade:
             )
         if not different:
             return None
+        if "settings.peak_rate" in different:
+            self._say(f"peak_rate falls from {rate} to {self.settings.peak_rate} for {', '.join(untrained)}")
         history.append({"before": different, "trained": [m for m in self._names() if self._trained(m)]})
         return json.dumps(config | {"history": history}, indent=1) + "\n"
 
@@ -501,7 +500,7 @@ class Cascade:
         path = self._result_path(name)
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            json.dumps(result, indent=1)  # too deep to be written again into results.json?
+            json.dumps(result, indent=1)  # into results.json, later: see _check_config
             facts = _facts(next(plan for plan in self.scale.models() if plan.name == name))
             if {key: result[key] for key in facts} == facts and _holds_results(result):
                 return result
