@@ -89,6 +89,12 @@ def untrain(out, *names):
         shutil.rmtree(out / name)
 
 
+def results_of(out):
+    """All that results.json holds, of which the report must be able to read its part."""
+    report.read_results(out)
+    return json.loads((out / "results.json").read_text())
+
+
 def snapshot(out):
     """Everything there, and when it was written; the lock, the results and the report may be written anew."""
     files = [p for name in MODELS for p in (out / name).glob("*") if p.is_file()]
@@ -139,7 +145,7 @@ def test_every_model_has_its_files(finished):
 
 
 def test_results_hold_what_the_tables_need(finished, data):
-    results = report.read_results(finished)  # the report's own checks
+    results = results_of(finished)
     assert (results["scale"], results["seed"], results["data"]) == ("tiny", 0, "chirps")
     assert results["command"].startswith("python -m mini_pkd.cascade epochs=2 ") and "cores" in results["machine"]
     assert results["test_sets"] == ["test-clean", "test-other"]
@@ -207,7 +213,7 @@ def test_results_and_report_are_written_anew_when_damaged(copy, data, finished):
     (copy / "results.json").write_text("{")
     (copy / "report.md").unlink()
     assert cascade.main(words_of(data, copy)) == 0
-    old, new = (report.read_results(out) for out in (finished, copy))
+    old, new = (results_of(out) for out in (finished, copy))
     assert old["models"] == new["models"] and old["paired"] == new["paired"] and (copy / "report.md").exists()
 
 
@@ -216,7 +222,7 @@ def test_another_seed_gives_other_weights(data, finished):
     assert cascade.main(words_of(data, out, "--seed", 1, "--only", "B2")) == 0
     a, b = (checkpoint.load(folder / "B2" / "model.npz")[0] for folder in (out, finished))
     assert not np.array_equal(a["weights/encoder.input.weight"], b["weights/encoder.input.weight"])
-    assert [m["name"] for m in report.read_results(out)["models"]] == ["B2"]
+    assert [m["name"] for m in results_of(out)["models"]] == ["B2"]
 
 
 @pytest.mark.slow
@@ -225,7 +231,7 @@ def test_side_by_side_gives_the_same_bits(data, finished, monkeypatch, capfd):
     out = finished.parent / "side-by-side"
     assert cascade.main(words_of(data, out, "--jobs", 2)) == 0
     assert weights(out) == weights(finished)
-    old, new = (report.read_results(folder)["models"] for folder in (finished, out))
+    old, new = (results_of(folder)["models"] for folder in (finished, out))
     timeless = {"seconds": 0, "decoding_seconds": 0}
     assert [m | timeless for m in old] == [m | timeless for m in new]
     assert "Traceback" not in capfd.readouterr().err
