@@ -349,19 +349,24 @@ def _check_state(arrays, meta, values):
 
     Comparing before converting keeps NaN and whole numbers too long for a float out.
     """
-    for array in (arrays["values"], arrays["m"], arrays["v"], arrays["best"]):
-        if array.shape != values.shape or array.dtype != values.dtype or not np.isfinite(array).all():
+    diverged = meta["bad_in_a_row"] >= MAX_BAD_STEPS  # then only the best weights are still good
+    for key in ("values", "m", "v", "best"):
+        array = arrays[key]
+        finite = np.isfinite(array).all() or (diverged and key != "best")
+        if array.shape != values.shape or array.dtype != values.dtype or not finite:
             raise ValueError("no weights or moments of this model")
     counters = [meta[key] for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "adam_steps")]
     numbers = [meta["seconds"], *meta["sums"], *(x for x in meta["best"] if x is not None)]
     cells = [x for row in meta["rows"] for x in row if x is not None]
     if not (
-        arrays["v"].min() >= 0
+        (diverged or arrays["v"].min() >= 0)
         and all(type(x) is int and 0 <= x < 2**53 for x in counters)
         and all(type(x) in (int, float) and -1e300 < x < 1e300 for x in numbers)
         and all(type(x) in (int, float) for x in cells)
         and isinstance(meta["sums"], list) and len(meta["sums"]) == 5
         and isinstance(meta["best"], list) and len(meta["best"]) == 2
         and isinstance(meta["rows"], list) and all(len(row) == len(LOG_COLUMNS) for row in meta["rows"])
+        and len(meta["peak_rates"]) > 0
+        and all(type(step) is int and type(rate) is float and 0 < rate < 1e300 for step, rate in meta["peak_rates"])
     ):  # fmt: skip
         raise ValueError("no state of a training")

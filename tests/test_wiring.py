@@ -8,6 +8,7 @@ what the networks were given, so that a number that was dropped on the way shows
 import csv
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 import types
@@ -24,6 +25,7 @@ from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.features import mfcc, read_audio
 from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys
+from mini_pkd.model_file import load_model
 from mini_pkd.optimizer import Adam, learning_rate
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
@@ -436,7 +438,8 @@ def still(corpus, tmp_path_factory):
 
 
 def results_of(out):
-    return {m["name"]: m for m in report.read_results(out)["models"]}
+    models = json.loads((out / "results.json").read_text())["models"]
+    return {m["name"]: m for m in models}
 
 
 def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
@@ -444,7 +447,7 @@ def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
     every = [u for part in utterances.values() for u in part]
     bpe = BPE.train(word_counts(utterances["train"]), 5)
     assert bpe != BPE.train(word_counts(every), 5) and bpe != BPE.train(word_counts(utterances["dev"]), 5)
-    _, normaliser, used, _ = train.load_model(lesson / "T1" / "model.npz")
+    _, normaliser, used, _ = load_model(lesson / "T1" / "model.npz")
     assert used == bpe == BPE.load(lesson / "vocabulary.json")
 
     def normalised(those):
@@ -455,7 +458,7 @@ def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
 
 
 def test_the_dev_score_is_that_of_the_dev_set(lesson, corpus, parts):
-    model, normaliser, bpe, _ = train.load_model(lesson / "T1" / "model.npz")
+    model, normaliser, bpe, _ = load_model(lesson / "T1" / "model.npz")
 
     def loss(role):
         store = FeatureStore.build(lesson.parent / "by hand" / role, read_part(corpus / role)[0], normaliser)
@@ -485,7 +488,7 @@ def test_a_model_that_is_right_sometimes(lesson, corpus):
 
 def test_seed_and_name_draw_the_first_weights(still):
     def first(seed, name):
-        return weights(train.load_model(still[seed] / name / "model.npz")[0])
+        return weights(load_model(still[seed] / name / "model.npz")[0])
 
     drawn = [first(seed, name) for seed in (0, 1) for name in ("T1", "S1", "B1")]  # all of one size
     for a, b in itertools.combinations(drawn, 2):
@@ -494,8 +497,8 @@ def test_seed_and_name_draw_the_first_weights(still):
 
 def test_every_student_learns_from_its_own_teacher(still, corpus):
     """What a log says of the KL, again by hand from the models that stayed as they were."""
-    models = {name: train.load_model(still[0] / name / "model.npz")[0] for name in results_of(still[0])}
-    _, normaliser, bpe, _ = train.load_model(still[0] / "T1" / "model.npz")
+    models = {name: load_model(still[0] / name / "model.npz")[0] for name in results_of(still[0])}
+    _, normaliser, bpe, _ = load_model(still[0] / "T1" / "model.npz")
     store = FeatureStore.build(still[0].parent / "by hand" / "train", read_part(corpus / "train")[0], normaliser)
     batch = train.Part.encode(store, bpe)[0].batch(range(len(store)))
 
@@ -514,7 +517,7 @@ def decoded(out, corpus, beam, max_symbols):
     """{(model, part, utterance): text} of a run's models, decoded here."""
     found = {}
     for name in results_of(out):
-        model, normaliser, bpe, _ = train.load_model(out / name / "model.npz")
+        model, normaliser, bpe, _ = load_model(out / name / "model.npz")
         for part in ("test-clean", "test-other"):
             for u in read_part(corpus / part)[0]:
                 rows = normaliser(mfcc(read_audio(u.audio)).astype(np.float32))
