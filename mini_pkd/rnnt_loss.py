@@ -36,6 +36,7 @@ from numba import njit, prange
 from mini_pkd import UserError
 from mini_pkd.simd import exp, kernel, row_max, tanh
 from mini_pkd.tensor import is_recording, record
+from mini_pkd.threads import matmul
 
 BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
@@ -532,7 +533,7 @@ def walk(
     def distil(logits, bias, chunk, kl):
         """The student's logits become probabilities; returns the gradient of the KL to the teacher by them."""
         teacher_logits = scratch("teacher logits", largest, V, enc.dtype)[: chunk.size]
-        np.matmul(hidden_of(teacher, chunk, "teacher"), teacher[2].T, out=teacher_logits)
+        matmul(hidden_of(teacher, chunk, "teacher"), teacher[2].T, out=teacher_logits)
         compare(logits, bias, teacher_logits, teacher[3], chunk.labels, kl)
         return teacher_logits
 
@@ -540,7 +541,7 @@ def walk(
         blank, label, d_blank, d_label, kl = scratch("nodes", 5, chunks[-1].nodes.stop, np.float64)
         for chunk in chunks:
             hidden, logits, at = hidden_of(student, chunk, "student"), logits_of(chunk), chunk.nodes
-            np.matmul(hidden, table.T, out=logits)
+            matmul(hidden, table.T, out=logits)
             if teacher is None:
                 softmax_rows(logits, bias, chunk.labels, blank[at], label[at])
                 continue
@@ -559,7 +560,7 @@ def walk(
             if chunk is not chunks[-1]:  # its hidden rows are still there
                 hidden = hidden_of(student, chunk, "student")
             if not chunk.kept:
-                np.matmul(hidden, table.T, out=logits)
+                matmul(hidden, table.T, out=logits)
             if teacher is not None:
                 kl_gradients = distil(logits, no_bias if chunk.kept else bias, chunk, kl[at])
             elif not chunk.kept:
@@ -576,13 +577,13 @@ def walk(
 def joint_backward(d_logits, hidden, table, chunk, grads):
     """From a chunk's d_logits (nodes, V) into the gradients of the joint's inputs."""
     d_enc, d_pred, d_table, d_bias = grads
-    d_bias += np.ones(chunk.size, hidden.dtype) @ d_logits  # .sum(0) would use one thread
+    d_bias += matmul(np.ones((1, chunk.size), hidden.dtype), d_logits)[0]  # .sum(0) would use one thread
     for start in range(0, len(table), SYMBOLS):  # a block's product is still in the cache when it is added
         block = slice(start, min(start + SYMBOLS, len(table)))
         product = scratch("d_table", block.stop - start, table.shape[1], table.dtype)
-        d_table[block] += np.matmul(d_logits[:, block].T, hidden, out=product)
+        d_table[block] += matmul(d_logits[:, block].T, hidden, out=product)
     # the teacher's hidden rows are not needed any more: their buffer serves again
-    d_hidden = np.matmul(d_logits, table, out=scratch("teacher hidden", *hidden.shape, hidden.dtype))
+    d_hidden = matmul(d_logits, table, out=scratch("teacher hidden", *hidden.shape, hidden.dtype))
     hidden_rows_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, d_enc, d_pred)
 
 
