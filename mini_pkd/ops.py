@@ -12,7 +12,7 @@ each chain of elementwise steps is one numba kernel, forward and backward:
     linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
     layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
 
-Matrix products are numpy's (BLAS).  Kernels take float32 and float64; each output row is written by one
+Matrix products are BLAS's (threads.py).  Kernels take float32 and float64; each output row is written by one
 iteration of `prange`, and sums over rows go through a fixed number of partial sums, so results do not
 depend on how many threads share the work.
 """
