@@ -26,6 +26,7 @@ from numba import njit, prange
 
 from .simd import REORDER, exp, kernel
 from .tensor import record
+from .threads import matmul
 
 
 def starts(lengths):
@@ -55,8 +56,8 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
         q = qkv.data[:D]
         if context.any():
             q = q[:, np.repeat(starts(lengths + context) + context - starts(lengths), lengths) + np.arange(N)]
-        dpositions = np.matmul(probabilities, q.reshape(heads, D // heads, N).transpose(0, 2, 1))  # (H, W, C)
-        return dqkv, dpositions.transpose(1, 0, 2).reshape(W, D)
+        q = q.reshape(heads, D // heads, N).transpose(0, 2, 1)  # (H, N, C)
+        return dqkv, np.hstack([matmul(ds, rows) for ds, rows in zip(probabilities, q, strict=True)])  # (W, D)
 
     return record(out, [qkv, positions], backward)
 

@@ -85,7 +85,8 @@ def _greedy_rows(model, enc, lengths, max_symbols, pred, state, labels):
     while live.size:
         logits = model.joint_logits(enc[first[live] + t[live]], pred[live])  # (live, V)
         best = logits.argmax(axis=1)
-        if np.isnan(logits[np.arange(live.size), best]).any():  # argmax returns a NaN where there is one
+        # argmax returns a NaN or +inf where there is one; -inf alone is no error but a symbol that cannot be said
+        if not np.isfinite(logits[np.arange(live.size), best]).all():
             raise _not_finite()
         speaks = best != BLANK
         if speaks.any():
@@ -148,7 +149,7 @@ def beam_search_readable(model, enc, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=
             extended = {}
             for labels, score in level.items():
                 logits = model.joint_logits(enc[t : t + 1], predict(labels))[0].astype(np.float64)
-                if np.isnan(logits).any() or not np.isfinite(logits.max()):
+                if not np.isfinite(logits.max()):  # max returns a NaN where there is one
                     raise _not_finite()
                 log_probs = logits - np.logaddexp.reduce(logits)
                 finished[labels] = np.logaddexp(finished.get(labels, -np.inf), score + log_probs[BLANK])
@@ -507,8 +508,8 @@ def _writable(pred, state):
 
 def _not_finite():
     return UserError(
-        "the model's scores are not numbers (NaN) while decoding; its checkpoint is damaged or its training "
-        "diverged: train it again or use an earlier checkpoint."
+        "the model's scores are infinite or not numbers (NaN) while decoding; its checkpoint is damaged or its "
+        "training diverged: train it again or use an earlier checkpoint."
     )
 
 

@@ -17,7 +17,7 @@ from . import UserError
 from .corpus import find_parts, read_part
 from .feature_store import FeatureStore
 from .scales import count_parameters, training_flop
-from .threads import control_groups
+from .threads import control_groups, matmul
 
 MEMINFO = Path("/proc/meminfo")
 UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
@@ -85,10 +85,10 @@ def _training_set(cascade, sample=2000):
 def _matrix_speed(seconds=0.5):
     """FLOP per second of a float32 matrix product of a common shape."""
     a, b = np.ones((1024, 512), np.float32), np.ones((512, 512), np.float32)
-    a @ b
+    matmul(a, b)
     start, count = time.monotonic(), 0
     while time.monotonic() - start < seconds:
-        a @ b
+        matmul(a, b)
         count += 1
     return count * 2 * 1024 * 512 * 512 / (time.monotonic() - start)
 

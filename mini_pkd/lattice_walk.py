@@ -35,6 +35,7 @@ from .lattice_kernels import (
     rnnt_gradient_rows,
     score_nodes,
 )
+from .threads import matmul
 
 BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
@@ -231,7 +232,7 @@ def walk_lattice(
         enc, pred, table, _ = network
         hidden = matrix(name + " hidden", height, table.shape[1])
         joint_hidden(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, hidden)
-        return hidden, np.matmul(hidden, table.T, out=matrix(name + " logits", height, V))
+        return hidden, matmul(hidden, table.T, out=matrix(name + " logits", height, V))
 
     for first, last, chunks in groups:
         N = chunks[-1].nodes.stop
@@ -281,12 +282,12 @@ def walk_lattice(
 def joint_backward(d_logits, hidden, table, chunk, row_of, d_hidden, grads):
     """From a chunk's d_logits (rows, V) into the gradients of the joint's inputs."""
     d_enc, d_pred, d_table, d_bias = grads
-    d_bias += np.ones(len(hidden), hidden.dtype) @ d_logits  # .sum(0) would use one thread
+    d_bias += matmul(np.ones((1, len(hidden)), hidden.dtype), d_logits)[0]  # .sum(0) would use one thread
     for start in range(0, len(table), SYMBOLS):  # a block's product is still in the cache when it is added
         block = slice(start, min(start + SYMBOLS, len(table)))
         product = scratch("d_table", block.stop - start, table.shape[1], table.dtype)
-        d_table[block] += np.matmul(d_logits[:, block].T, hidden, out=product)
-    np.matmul(d_logits, table, out=d_hidden)
+        d_table[block] += matmul(d_logits[:, block].T, hidden, out=product)
+    matmul(d_logits, table, out=d_hidden)
     joint_hidden_backward(
         d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, d_enc, d_pred
     )

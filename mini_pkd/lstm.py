@@ -14,6 +14,7 @@ from numba import prange
 from .attention import starts
 from .simd import exp, kernel, tanh
 from .tensor import record
+from .threads import matmul
 
 
 def lstm(x, w_input, w_hidden, bias, lengths):
@@ -27,13 +28,13 @@ def lstm(x, w_input, w_hidden, bias, lengths):
     first = starts(lengths)[order]  # first row of the longest utterance, of the next, ...
     active = [int((lengths > t).sum()) for t in range(int(lengths.max(initial=0)))]
 
-    gates = x.data @ w_input.data  # (N, 4H): becomes the activated gates, then in backward dz
+    gates = matmul(x.data, w_input.data)  # (N, 4H): becomes the activated gates, then in backward dz
     h, c = np.empty((N, H), dtype=gates.dtype), np.empty((N, H), dtype=gates.dtype)
     packed = np.zeros((len(lengths), H), dtype=gates.dtype)  # h_{t-1} of the active utterances, side by side
     recurrent = np.empty((len(lengths), 4 * H), dtype=gates.dtype)
     for t, n in enumerate(active):
         if t:
-            np.matmul(packed[:n], w_hidden.data, out=recurrent[:n])
+            matmul(packed[:n], w_hidden.data, out=recurrent[:n])
         else:
             recurrent[:n] = 0
         _lstm_step(gates, recurrent[:n], bias.data, first, t, c, h, packed)
@@ -44,20 +45,20 @@ def lstm(x, w_input, w_hidden, bias, lengths):
         for t in reversed(range(len(active))):
             n = active[t]
             _lstm_step_backward(g, dz, c, first, t, dh, dc, n, recurrent)
-            np.matmul(recurrent[:n], w_hidden.data.T, out=dh[:n])
+            matmul(recurrent[:n], w_hidden.data.T, out=dh[:n])
         # h_{t-1} for every row: the row above, or zero where an utterance starts.
         before = np.empty_like(h)
         before[1:] = h[:-1]
         before[starts(lengths)[lengths > 0]] = 0
-        dx = dz @ w_input.data.T if x.requires_grad else None
-        return dx, x.data.T @ dz, before.T @ dz, dz.sum(axis=0)
+        dx = matmul(dz, w_input.data.T) if x.requires_grad else None
+        return dx, matmul(x.data.T, dz), matmul(before.T, dz), dz.sum(axis=0)
 
     return record(h, [x, w_input, w_hidden, bias], backward)
 
 
 def lstm_step(x, h, c, w_input, w_hidden, bias):
     """One step of K sequences, plain arrays: x (K, I), h and c (K, H) -> new (h, c).  For decoding."""
-    z = x @ w_input + h @ w_hidden + bias  # (K, 4H)
+    z = matmul(x, w_input) + matmul(h, w_hidden) + bias  # (K, 4H)
     i, f, u, o = np.split(z, 4, axis=1)
     sigmoid = _sigmoid
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)

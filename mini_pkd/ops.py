@@ -12,7 +12,7 @@ each chain of elementwise steps is one numba kernel, forward and backward:
     linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
     layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
 
-Matrix products are numpy's (BLAS).  Kernels take float32 and float64; each output row is written by one
+Matrix products are BLAS's (threads.py).  Kernels take float32 and float64; each output row is written by one
 iteration of `prange`, and sums over rows go through a fixed number of partial sums, so results do not
 depend on how many threads share the work.
 """
@@ -22,6 +22,7 @@ from numba import prange
 
 from .simd import exp, kernel, random_bits, row_key
 from .tensor import record
+from .threads import matmul
 
 BLOCKS = 64  # partial sums in reductions over rows: more than any machine's useful threads at these sizes
 
@@ -99,13 +100,13 @@ def _dropout(x, rate, key, factor, out):
 
 def linear(x, weight, bias=None):
     """x W + b: (N, I) x (I, O) -> (N, O)."""
-    y = x.data @ weight.data
+    y = matmul(x.data, weight.data)
     if bias is None:
-        return record(y, [x, weight], lambda g: (g @ weight.data.T, x.data.T @ g))
+        return record(y, [x, weight], lambda g: (matmul(g, weight.data.T), matmul(x.data.T, g)))
     _add_bias(y, bias.data)
 
     def backward(g):
-        return _input_gradient(x, g, weight), x.data.T @ g, column_sum(g)
+        return _input_gradient(x, g, weight), matmul(x.data.T, g), column_sum(g)
 
     return record(y, [x, weight, bias], backward)
 
@@ -119,11 +120,11 @@ def _add_bias(y, bias):
 
 def linear_columns(x, weight, bias):
     """(x W + b)^T: (N, I) x (I, O) -> (O, N).  BLAS writes it this way round at no cost."""
-    y = weight.data.T @ x.data.T
+    y = matmul(weight.data.T, x.data.T)
     _add_bias_columns(y, bias.data)
 
     def backward(g):
-        return g.T @ weight.data.T, x.data.T @ g.T, g @ np.ones(len(x.data), dtype=g.dtype)
+        return matmul(g.T, weight.data.T), matmul(x.data.T, g.T), column_sum(g.T)
 
     return record(y, [x, weight, bias], backward)
 
@@ -136,12 +137,12 @@ def _add_bias_columns(y, bias):
 
 
 def _input_gradient(x, g, weight):
-    return g @ weight.data.T if x.requires_grad else None  # features need none: that GEMM is saved
+    return matmul(g, weight.data.T) if x.requires_grad else None  # features need none: that GEMM is saved
 
 
 def column_sum(g):
-    """Sum over rows, (N, O) -> (O,): as a matrix product, because BLAS reads g once with all threads."""
-    return np.ones(len(g), dtype=g.dtype) @ g
+    """Sum over rows, (N, O) -> (O,): as a matrix product, because that reads g once with all threads."""
+    return matmul(np.ones((1, len(g)), dtype=g.dtype), g)[0]
 
 
 def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False):
@@ -150,14 +151,14 @@ def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False
     columns: h comes as (I, N), as attention.py leaves it.
     """
     rows = h.data.T if columns else h.data
-    y = rows @ weight.data  # (N, D)
+    y = matmul(rows, weight.data)  # (N, D)
     _bias_dropout_residual(x.data, y, bias.data, factor, rate, key)
 
     def backward(g):
         dy = np.empty_like(g)
         _dropout(g, rate, key, factor, dy)
-        dh = weight.data @ dy.T if columns else dy @ weight.data.T
-        return g, dh, rows.T @ dy, column_sum(dy)
+        dh = matmul(weight.data, dy.T) if columns else matmul(dy, weight.data.T)
+        return g, dh, matmul(rows.T, dy), column_sum(dy)
 
     return record(y, [x, h, weight, bias], backward)
 
@@ -181,19 +182,20 @@ def feed_forward(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, oute
     columns, several times as wide as all the rest, only h W is kept: backward makes the activations again,
     in the pass that needs the same exponentials anyway.
     """
-    z = h.data @ wide.data  # (N, I); overwritten by its gradient in backward
+    z = matmul(h.data, wide.data)  # (N, I); overwritten by its gradient in backward
     activations = np.empty_like(z)
     _bias_swish_dropout(z, wide_bias.data, *inner, activations)
-    y = activations @ narrow.data
+    y = matmul(activations, narrow.data)
     _bias_dropout_residual(x.data, y, narrow_bias.data, factor, *outer)
 
     def backward(g):
         dy = np.empty_like(g)
         _dropout(g, *outer, factor, dy)
-        activations = dy @ narrow.data.T  # their gradient, until the kernel has used it
+        activations = matmul(dy, narrow.data.T)  # their gradient, until the kernel has used it
         _bias_swish_dropout_backward(activations, z, wide_bias.data, *inner)
         return (
-            g, _input_gradient(h, z, wide), h.data.T @ z, column_sum(z), activations.T @ dy, column_sum(dy),
+            g, _input_gradient(h, z, wide), matmul(h.data.T, z), column_sum(z), matmul(activations.T, dy),
+            column_sum(dy),
         )  # fmt: skip
 
     return record(y, [x, h, wide, wide_bias, narrow, narrow_bias], backward)
@@ -232,13 +234,13 @@ def _bias_swish_dropout_backward(g, z, bias, rate, key):
 
 def linear_glu(x, weight, bias):
     """Gated linear unit of Dauphin et al. 2017: split x W + b (N, 2D) into a | b, return a sigmoid(b) (N, D)."""
-    z = x.data @ weight.data  # (N, 2D); overwritten by its gradient in backward
+    z = matmul(x.data, weight.data)  # (N, 2D); overwritten by its gradient in backward
     y = np.empty((len(z), z.shape[1] // 2), dtype=z.dtype)
     _bias_glu(z, bias.data, y)
 
     def backward(g):
         _bias_glu_backward(g, z, bias.data)
-        return _input_gradient(x, z, weight), x.data.T @ z, column_sum(z)
+        return _input_gradient(x, z, weight), matmul(x.data.T, z), column_sum(z)
 
     return record(y, [x, weight, bias], backward)
 

@@ -14,8 +14,8 @@ Our features are MFCCs, not mel energies. A "frequency" mask therefore hides a b
 of the speed at which the spectrum's envelope wiggles along the mel axis (c0 loudness, c1 tilt, ...),
 not a band of pitch. It still forces the model not to lean on few coefficients.
 
-Every utterance draws from its own generator, made by `generator(seed, ...)` below: masks depend on
-(seed, stage, epoch, step, utterance) alone, not on who shares its batch nor on what was drawn before.
+Every utterance draws from its own generator, made by `generator(seed, ...)` below: in training its masks depend
+on (seed, model, epoch, utterance) alone, not on the step, the rest of its batch or what was drawn before.
 """
 
 import hashlib

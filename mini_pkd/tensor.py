@@ -22,11 +22,20 @@ Left out on purpose: second derivatives, views, in-place operations, devices.
 import contextlib
 import ctypes
 import itertools
+import threading
 
 import numpy as np
 
 _serial = itertools.count()
-_recording = True
+
+
+class _Recording(threading.local):
+    """Each thread's own switch, at first on: with one for all, two no_grad() that overlap could leave it off."""
+
+    on = True
+
+
+_recording = _Recording()
 
 
 class Tensor:
@@ -61,6 +70,11 @@ class Tensor:
         The tape is consumed: closures, and with them the saved activations, are dropped as soon as they
         have been used, so memory falls while the walk proceeds, and a second call would find nothing.
         """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward() of a tensor that needs no gradient: it was made under no_grad(), or from constants alone; "
+                "make it without no_grad() from a tensor that has requires_grad=True"
+            )
         if cotangent is None:
             if self.data.size != 1:
                 raise ValueError(f"backward() of a tensor of shape {self.shape} needs a cotangent")
@@ -70,8 +84,7 @@ class Tensor:
             raise ValueError(f"cotangent of shape {cotangent.shape} for a tensor of shape {self.shape}")
 
         if self._backward is None:
-            if self.requires_grad:
-                _add_to_leaf(self, cotangent)
+            _add_to_leaf(self, cotangent)
             return
         nodes = _recorded(self)
         nodes.sort(key=lambda node: node._serial)
@@ -141,7 +154,7 @@ def record(value, parents, backward, adds=False):
     `pending` is what the first parent has received so far (or None), and returns the sum in a new array.
     """
     out = Tensor(value)
-    if _recording and any(parent.requires_grad for parent in parents):
+    if _recording.on and any(parent.requires_grad for parent in parents):
         out.requires_grad = True
         out._parents = tuple(parents)
         out._backward, out._adds = backward, adds
@@ -150,18 +163,17 @@ def record(value, parents, backward, adds=False):
 
 def is_recording():
     """False inside no_grad(): an operation may then skip what it would save for backward."""
-    return _recording
+    return _recording.on
 
 
 @contextlib.contextmanager
 def no_grad():
-    """Operations inside this block are not recorded: for decoding and for the teacher."""
-    global _recording
-    before, _recording = _recording, False
+    """Operations of this thread inside this block are not recorded: for decoding and for the teacher."""
+    before, _recording.on = _recording.on, False
     try:
         yield
     finally:
-        _recording = before
+        _recording.on = before
 
 
 def keep_freed_memory():

@@ -1,26 +1,23 @@
-"""One pool of threads: numpy's matrix products run on the threads that run the kernels.
+"""One pool of threads: matrix products run on the threads that run the kernels, and step back with them.
 
 OpenBLAS and numba each bring a pool.  A training step changes between them some hundred times, and each change
 wakes sleeping threads, 40 to 60 us, as long as the work itself takes in a small model.  Threads that spin instead
 of sleeping are there at once, but two pools that spin take the cores from each other.  With one pool there is nobody
 to take them from: its threads may spin for a while, and 50 us become 3.
 
-OpenBLAS has a door for this, openblas_set_threads_callback_function (from 0.3.28 on): it hands over the jobs of
-a product instead of waking threads of its own.  Its rules, read from its blas_server.c and level3_thread.c:
-
-- all jobs of a call must run at the same time, for they wait for each other;
-- only one call may be under way, for job i always uses the i-th scratch buffer: hence the cell below;
-- what a job does does not depend on who runs it: results are the same to the last bit.
-
-A team is the whole pool or one thread: libgomp ends the threads that a smaller team leaves over, and starts them
-again for the next large one (8, then 2 of 8 threads: 140 us a change, against 67 and 43).
+So OpenBLAS is told to use one thread, and `matmul` below cuts a product into as many parts as the pool has threads:
+a kernel whose iterations call OpenBLAS, a part each.  What a part is follows from the shapes and the size of the
+pool alone, so whoever computes it, all threads or one after another, the result is the same to the last bit.
 
 All this is for cores that are ours.  Where another process takes one, the thread that shares it comes late and all
 wait for it, hundreds of times a step: 2 to 4 times slower than on one thread, measured with one such process on two
-cores.  So once a second we look whether our threads had to wait for a core, and step back while they do:
-kernels run on one thread, products on OpenBLAS's own.
+cores.  So once a second we look whether a thread of ours had to wait for a core, and step back while one does:
+kernels and parts then run on one thread.
 
-Done where it was tried: Linux, OpenBLAS with its own threads, numba on OpenMP.  Elsewhere each keeps its pool.
+Why not OpenBLAS's own parts, which it would hand over by a callback: a part waits there for what another one packs,
+spinning, so that one thread cannot compute them all.  And OpenBLAS on one thread rounds otherwise than on two.
+
+Done where it was tried: Linux, OpenBLAS, numba on OpenMP.  Elsewhere each keeps its pool.
 """
 
 import contextlib
@@ -33,17 +30,19 @@ from pathlib import Path
 import numba
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import address_of_symbol
-from numba import cfunc, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 
 # Numbers for each thread of a team: a pass over fewer is done sooner by one than by all, who have to meet first, or
 # even to wake up.
 GRAIN, GRAIN_ASLEEP = 2**12, 2**17
+WHOLE = 2**20  # multiply-adds; a smaller product is not cut
+UNROLL = 16  # rows or columns of a part: a multiple of what OpenBLAS's kernels take at once
 SPINS = "10000"  # of libgomp, about 0.2 ms here: longer than Python needs between two kernels
 LOOK = 1.0  # seconds between looks at how crowded the cores are
-CROWDED = 0.2  # seconds waited for each second of work; measured: 0.01 alone, 0.3 to 0.8 beside a busy process
-OLDEST = (0, 3, 28)  # earlier ones hang: their jobs do not know their number
+CROWDED = 0.2  # seconds a thread waited for each second of work; measured: 0.01 alone, 0.3 and more when crowded
+SPIKE = 2  # looks in a row that it takes to step back: one alone may be chance
+LONGEST = 32  # looks in a row that it takes to return, at most
 
 
 # --- how many cores are ours ----------------------------------------------------------------------------
@@ -76,69 +75,77 @@ def usable_cores():
     return cores
 
 
-# --- what OpenBLAS calls ------------------------------------------------------------------------------
+# --- products in parts --------------------------------------------------------------------------------
 
 
 @intrinsic
-def _do_job(typing, function, number, data, scratch):
-    """Call the C function at this address: void (int number, void *data, int scratch)."""
+def _gemm(typing, gemm, flip_a, flip_b, m, n, k, one, a, lda, b, ldb, c, ldc):
+    """Call cblas_sgemm or cblas_dgemm at this address: c (m, n) = a (m, k) times b (k, n), rows after each other."""
 
     def codegen(context, builder, signature, arguments):
-        function, number, data, scratch = arguments
-        integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [integer, pointer, integer])
-        target = builder.inttoptr(function, kind.as_pointer())
-        builder.call(target, [number, builder.inttoptr(data, pointer), scratch])
+        gemm, flip_a, flip_b, m, n, k, one, a, lda, b, ldb, c, ldc = arguments
+        flag, size, pointer, number = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer(), one.type
+        kind = ir.FunctionType(
+            ir.VoidType(),
+            [flag, flag, flag, size, size, size, number, pointer, size, pointer, size, number, pointer, size],
+        )
+        a, b, c = (builder.inttoptr(address, pointer) for address in (a, b, c))
+        order, zero = ir.Constant(flag, ROWS), ir.Constant(number, 0.0)
+        target = builder.inttoptr(gemm, kind.as_pointer())
+        builder.call(target, [order, flip_a, flip_b, m, n, k, one, a, lda, b, ldb, zero, c, ldc])
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.int32, types.intp, types.int32), codegen
+    integers = [types.intp, types.int32, types.int32, *3 * [types.intp], one, *6 * [types.intp]]
+    return types.void(*integers), codegen
 
 
-@intrinsic
-def _exchange(typing, value):
-    """Write `value` into this process's one cell for it, atomically; returns what was there, 0 at first."""
-
-    def codegen(context, builder, signature, arguments):
-        cell = builder.module.globals.get("mini_pkd_team")
-        if cell is None:
-            cell = ir.GlobalVariable(builder.module, ir.IntType(32), "mini_pkd_team")
-            cell.initializer, cell.linkage = ir.Constant(ir.IntType(32), 0), "internal"
-        return builder.atomic_rmw("xchg", cell, arguments[0], "seq_cst")
-
-    return types.int32(types.int32), codegen
-
-
-# numba.set_num_threads and get_num_threads would do, but what calls them is not kept in numba's cache: 0.5 s a start
-_set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.int32))
-_get_num_threads = types.ExternalFunction("get_num_threads", types.int32())
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
-SYMBOLS = ("set_num_threads", "get_num_threads", "sched_yield")
+ROWS, PLAIN, FLIPPED = 101, 111, 112  # CblasRowMajor, CblasNoTrans, CblasTrans
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def _run_jobs(function, jobs, size, data, scratch, team):
-    for i in prange(team):  # as many iterations as threads: one each
-        if i < jobs:
-            _do_job(function, np.int32(i), data + i * size, scratch)
+def _multiply(gemm, one, m, n, k, a, b, c, down, across):
+    """a, b, c: (address, flag, leading dimension, bytes from a row to the next, from a column to the next)."""
+    tall = -(-m // (down * UNROLL)) * UNROLL
+    wide = -(-n // (across * UNROLL)) * UNROLL
+    for i in prange(down * across):  # as many iterations as threads: one each
+        row, column = i // across * tall, i % across * wide
+        rows, columns = min(tall, m - row), min(wide, n - column)
+        if rows > 0 and columns > 0:
+            _gemm(
+                gemm, np.int32(a[1]), np.int32(b[1]), rows, columns, k, one,
+                a[0] + row * a[3], a[2], b[0] + column * b[4], b[2], c[0] + row * c[3] + column * c[4], c[2],
+            )  # fmt: skip
 
 
-def _run_blas(sync, function, jobs, size, data, scratch):
-    """OpenBLAS's openblas_threads_callback: run jobs 0 .. jobs - 1, and return when all are done.
+def _described(matrix):
+    """How _multiply wants a matrix; None: its numbers do not lie side by side, in rows or in columns."""
+    (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
+    address = matrix.__array_interface__["data"][0]
+    if across == item and down >= columns * item:
+        return address, PLAIN, down // item, down, across
+    if down == item and across >= rows * item:
+        return address, FLIPPED, across // item, down, across
+    return None
 
-    The cell holds the number of threads, and 0 while a call is under way.  Without a function it is set to `jobs`.
+
+def matmul(a, b, out=None):
+    """np.matmul(a, b, out=out) on the pool's threads, the same to the last bit on all of them or on one.
+
+    For matrices of float32 or float64.  With one pool, numpy's own `a @ b` runs on one thread.
     """
-    if function == 0:
-        _exchange(jobs)
-        return
-    team = _exchange(np.int32(0))
-    while team == 0:
-        _sched_yield()
-        team = _exchange(np.int32(0))
-    before = _get_num_threads()
-    _set_num_threads(team)
-    _run_jobs(function, jobs, size, data, scratch, team)
-    _set_num_threads(before)
-    _exchange(team)
+    m, k, n = a.shape[0], a.shape[1], b.shape[1]
+    gemm = POOL.gemm.get(a.dtype.char)
+    if gemm is None or m * n * k < WHOLE or b.dtype != a.dtype or b.shape[0] != k:
+        return np.matmul(a, b, out=out)
+    out = np.empty((m, n), a.dtype) if out is None else out
+    left, right, result = _described(a), _described(b), _described(out)
+    if left is None or right is None or result is None or result[1] != PLAIN or out.dtype != a.dtype:
+        return np.matmul(a, b, out=out)
+    # every part packs its rows of a and its columns of b: as square as can be
+    _, down, across = min((m / down + n / across, down, across) for down, across in POOL.grids)
+    numba.set_num_threads(POOL.team(m * n * k))
+    _multiply(gemm, a.dtype.type(1), m, n, k, left, right, result, down, across)
+    return out
 
 
 class OpenBLAS:
@@ -155,50 +162,47 @@ class OpenBLAS:
         raise LookupError("numpy's BLAS is not OpenBLAS")
 
     def call(self, name, *arguments, returns=None):
-        # numpy's wheels up to 2.2 forgot to rename the callback's function
-        function = getattr(self.library, self.form % name, None) or getattr(self.library, f"openblas_{name}", None)
-        if function is None:
-            raise LookupError(f"this OpenBLAS has no {name}")
+        function = getattr(self.library, self.form % name)
         function.restype = returns
         return function(*arguments)
-
-    def version(self):
-        digits = self.call("get_config", returns=ctypes.c_char_p).decode().split()[1].split(".")
-        return tuple(int(d) for d in digits[:3])
 
     def num_threads(self):
         return self.call("get_num_threads", returns=ctypes.c_int)
 
-    def work_with(self, callback):
-        """Hand jobs to this C function from now on; None: back to its own threads."""
-        self.call("set_threads_callback_function", ctypes.c_void_p(callback))
+    def address(self, name):
+        """Of the function cblas_<name>."""
+        function = getattr(self.library, self.form.replace("openblas_", "cblas_") % name)
+        return ctypes.cast(function, ctypes.c_void_p).value
 
 
 # --- are the cores ours? --------------------------------------------------------------------------------
 
 
 class Crowding:
-    """How long this process's threads wait for a core that something else runs on."""
+    """How long threads of this process wait for a core that something else runs on."""
 
     def __init__(self):
         open("/proc/self/schedstat").close()  # OSError where the kernel does not count
         self.before = self.read()
 
     def read(self):
-        """(ran, waited): nanoseconds of all threads so far, by the kernel's count (/proc/self/task/*/schedstat)."""
-        total = np.zeros(2)
+        """{thread: (ran, waited)}: nanoseconds so far, by the kernel's count (/proc/self/task/*/schedstat)."""
+        found = {}
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(OSError):  # it has just ended
                 with open(f"/proc/self/task/{thread}/schedstat") as line:
-                    total += np.array(line.read().split()[:2], dtype=float)
-        return total
+                    found[thread] = np.array(line.read().split()[:2], dtype=float)
+        return found
 
     def look(self):
-        """Seconds waited for each second of work since the last look."""
+        """What the thread that waited longest since the last look waited, for each second that the busiest ran.
+
+        Not the mean: all wait for one that is late.  Not each one's own ratio: a thread that hardly ran proves nothing.
+        """
         before = self.before
         with contextlib.suppress(OSError):  # too many open files, say: no reason to stop
             self.before = self.read()
-        ran, waited = self.before - before
+        ran, waited = np.max([now - before.get(thread, 0) for thread, now in self.before.items()], axis=0)
         return waited / ran if ran > 0 else 0.0
 
 
@@ -208,55 +212,66 @@ class Crowding:
 class Pool:
     """The threads that kernels run on.
 
-    blas      the OpenBLAS that may run on them, or None
-    shared    whether it does now
+    blas      the OpenBLAS whose products run on them, or None
+    gemm      addresses of its products, by the character of their type; without blas empty
+    grids     (rows, columns) of parts of a product, as many as threads: all there are
+    shared    whether all of them work now: the cores are ours
     """
 
     def __init__(self):
         self.size = numba.config.NUMBA_NUM_THREADS
         if not os.environ.get("NUMBA_NUM_THREADS"):  # numba looks at the affinity, but not at a container's quota
             self.size = min(self.size, usable_cores())
-        self.blas, self.shared, self.callback, self.next_look = None, False, None, float("inf")
-        # both let OpenMP give fewer threads than asked for, and the jobs would wait for ever
-        limited = any(os.environ.get(name) for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT"))
-        if sys.platform == "linux" and self.size > 1 and not limited:
+        self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
+        self.against, self.patience = 0, SPIKE  # looks in a row against the present state; that it takes to return
+        if sys.platform == "linux" and self.size > 1:
             with contextlib.suppress(Exception):  # whatever is different on this machine: two pools work, too
                 self._share()
 
     def _share(self):
         blas = OpenBLAS()
-        its_own = blas.call("get_parallel", returns=ctypes.c_int) == 1  # 2: OpenMP's
-        if not its_own or blas.version() < OLDEST or blas.num_threads() == 1:
+        can_be_called_by_many = blas.call("get_parallel", returns=ctypes.c_int) > 0
+        self.blas_threads = blas.num_threads()
+        if not can_be_called_by_many or self.blas_threads == 1:
             return
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when numba loads libgomp: below, at its first launch
-        _run_jobs(0, np.int32(0), 0, 0, np.int32(0), np.int32(self.size))
-        if numba.threading_layer() != "omp" or any(address_of_symbol(name) is None for name in SYMBOLS):
-            return
-        self.callback = cfunc("void(int32, intp, int32, intp, intp, int32)", cache=True)(_run_blas)
-        self.callback.ctypes(1, 0, self.size, 0, 0, 0)
+        gemm = {"f": blas.address("sgemm"), "d": blas.address("dgemm")}
         self.crowding = Crowding()
-        blas.call("set_num_threads", ctypes.c_int(min(self.size, blas.num_threads())))
-        blas.work_with(self.callback.address)
-        self.blas, self.shared, self.next_look = blas, True, time.monotonic() + LOOK
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when numba loads libgomp: below, at its first launch
+        nothing = (0, PLAIN, 1, 4, 4)
+        _multiply(0, np.float32(1), 0, 0, 0, nothing, nothing, nothing, 1, 1)
+        if numba.threading_layer() != "omp":
+            return
+        self.grids = [(down, self.size // down) for down in range(1, self.size + 1) if self.size % down == 0]
+        blas.call("set_num_threads", ctypes.c_int(1))
+        self.blas, self.gemm, self.shared, self.next_look = blas, gemm, True, time.monotonic() + LOOK
         os.register_at_fork(after_in_child=self._leave)  # libgomp does not survive a fork
 
     def _leave(self):
-        self.share(False)
-        self.blas, self.next_look = None, float("inf")
+        self.blas.call("set_num_threads", ctypes.c_int(self.blas_threads))
+        self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
 
-    def share(self, shared):
-        """Let OpenBLAS work on these threads, or on its own again.  Not while it works."""
-        self.blas.work_with(self.callback.address if shared else None)
-        self.shared = shared
+    def look(self):
+        """Step back when it has been crowded twice in a row; return when it has not been for longer each time.
+
+        One thread may not notice the process that two would fight with: it would be back, and wrong, again and again.
+        """
+        crowded = self.crowding.look() >= CROWDED
+        self.against = self.against + 1 if crowded == self.shared else 0
+        if self.against >= (SPIKE if self.shared else self.patience):
+            if self.shared:
+                self.patience = min(2 * self.patience, LONGEST)
+            self.against, self.shared = 0, not self.shared
 
     def team(self, numbers):
-        """How many threads to use for a pass over so many numbers: all, or one."""
+        """How many threads to use for a pass over so many numbers: all, or one.
+
+        Not some: libgomp ends the threads that a smaller team leaves over, and starts them again for the next large
+        one (8, then 2 of 8 threads: 140 us a change, against 67 and 43).
+        """
         now = time.monotonic()
         if now >= self.next_look:
             self.next_look = now + LOOK
-            alone = self.crowding.look() < CROWDED
-            if alone != self.shared:
-                self.share(alone)
+            self.look()
         each = numbers // self.size
         if self.blas is None:
             return self.size if each >= GRAIN_ASLEEP else 1
@@ -283,14 +298,18 @@ if __name__ == "__main__":
                 x[n, d] *= np.float32(0.5)
 
     def layer():
-        np.matmul(x, w, out=y)
+        matmul(x, w, out=y)
+        numba.set_num_threads(POOL.team(y.size))
         halve(y)
 
     x, w, y = (np.ones(shape, np.float32) for shape in ((600, 96), (96, 96), (600, 96)))
     print(f"a product of 600 x 96 x 96 and a kernel behind it, {POOL.size} threads")
     if POOL.blas:
+        POOL.next_look = float("inf")
         layer()
         POOL.crowding.look()
-        print(f"one pool:  {microseconds(layer):.0f} us, and for a core the threads waited {POOL.crowding.look():.1%}")
-        POOL.share(False)
-    print(f"two pools: {microseconds(layer):.0f} us")
+        print(f"one pool:    {microseconds(layer):.0f} us, and for a core a thread waited {POOL.crowding.look():.1%}")
+        POOL.shared = False
+        print(f"one thread:  {microseconds(layer):.0f} us")
+        POOL._leave()
+    print(f"two pools:   {microseconds(layer):.0f} us")

@@ -18,6 +18,7 @@ from .conformer import Conformer, ConformerConfig
 from .layers import NO_DROPOUT, Linear, Module, parameter
 from .predictor import Predictor
 from .tensor import Tensor, no_grad
+from .threads import matmul
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Transducer(Module):
 
     def joint_logits(self, enc_rows, pred_rows):
         """(K, J), (K, J) -> logits (K, V)."""
-        return np.tanh(enc_rows + pred_rows) @ self.table.data.T + self.output_bias.data
+        return matmul(np.tanh(enc_rows + pred_rows), self.table.data.T) + self.output_bias.data
 
     # --- for checkpoints --------------------------------------------------------------------------------
 

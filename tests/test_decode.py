@@ -289,6 +289,38 @@ def test_impossible_symbols_are_never_said():
             assert_same(found, beam_search_readable(model, model.enc, beam=6, n_best=6))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("where", [0, 1, 3, slice(None)])  # blank, a symbol, the last one, all
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_refused_by_every_decoder(what, where, dtype):
+    """In the third row of the second utterance only.  A single -inf is the one exception: it cannot be said."""
+    model = ToyModel(0, 4)
+    enc = model.frames(0, 6).astype(dtype)
+    bad, joint = enc[5], model.joint_logits
+
+    def joint_logits(enc_rows, pred_rows):
+        logits = joint(enc_rows, pred_rows).astype(dtype)
+        logits[(enc_rows == bad).all(axis=1), where] = what
+        return logits
+
+    model.joint_logits = joint_logits
+    allowed = what == -np.inf and where != slice(None)
+    for decode in (
+        lambda: greedy(model, enc, [3, 3]),
+        lambda: GreedyStream(model).push(enc[3:]),
+        lambda: beam_search(model, enc, [3, 3], beam=4),
+        lambda: BeamStream(model, beam=4).push(enc[3:]),
+        lambda: beam_search_readable(model, enc[3:], beam=4),
+    ):
+        with np.errstate(invalid="ignore"):
+            if allowed:
+                decode()
+                continue
+            with pytest.raises(UserError, match="infinite or not numbers") as error:
+                decode()
+        assert "\n" not in str(error.value)
+
+
 def test_float32_models():
     """The real model is float32: fast and readable still agree, to float32's 1e-6 a logit times 30 terms."""
     model = ToyModel(7, 8, blank=1.0)

@@ -2,12 +2,12 @@
 
 import gc
 import sys
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from mini_pkd import tensor
 from mini_pkd.tensor import Tensor, is_recording, keep_freed_memory, no_grad, record
 
 
@@ -324,6 +324,15 @@ def test_two_losses_over_one_tape_are_refused():
         second.backward()
 
 
+def test_backward_of_a_tensor_that_needs_no_gradient_is_refused():
+    """Silence would leave every gradient as it was."""
+    with no_grad():
+        unrecorded = double(leaf(1.0))
+    for y in (unrecorded, double(Tensor(np.ones(1))), Tensor(np.ones(1))):
+        with pytest.raises(RuntimeError, match="needs no gradient"):
+            y.backward()
+
+
 def test_a_vector_needs_a_cotangent_of_its_own_shape():
     y = double(leaf(1.0, 2.0))
     with pytest.raises(ValueError, match="needs a cotangent"):
@@ -368,6 +377,35 @@ def test_no_grad_records_nothing_and_ends_even_after_an_error():
     assert is_recording() and double(x).requires_grad
 
 
+def test_each_thread_has_a_no_grad_of_its_own():
+    """Blocks that overlap, entered A B and left A B: one switch for all would be put back to what B found, off."""
+    a_is_inside, b_is_inside, a_has_left = threading.Event(), threading.Event(), threading.Event()
+    seen = {}
+
+    def a():
+        with no_grad():
+            a_is_inside.set()
+            b_is_inside.wait(60)
+            seen["a inside"] = is_recording()
+        seen["a after"] = is_recording()
+        a_has_left.set()
+
+    def b():
+        a_is_inside.wait(60)
+        seen["b at first"] = is_recording()
+        with no_grad():
+            b_is_inside.set()
+            a_has_left.wait(60)
+            seen["b inside"] = is_recording()
+
+    threads = [threading.Thread(target=a), threading.Thread(target=b)]
+    with no_grad():  # nor does a new thread begin in its maker's block
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert seen == {"a inside": False, "a after": True, "b at first": True, "b inside": False}
+    assert is_recording() and double(leaf(1.0)).requires_grad
+
+
 def test_no_grad_keeps_nothing_alive():
     gc.disable()
     try:
@@ -384,4 +422,4 @@ def test_small_things():
     assert repr(leaf(1.0)) == "Tensor(1,), float64, requires_grad"
     assert Tensor([[1, 2]]).shape == (1, 2)
     assert keep_freed_memory() in (True, False)
-    assert tensor._recording
+    assert is_recording()
