@@ -43,7 +43,8 @@ from .feature_store import FeatureStore, estimate_normaliser, only_process
 from .model_file import load_model, save_model
 from .scales import SCALES, count_parameters, get_scale
 from .specaugment import generator
-from .train import Interrupted, Part, StopSignal, train
+from .stop_signal import StopSignal
+from .train import Interrupted, Part, train
 from .transducer import Transducer
 
 TEST_SETS = ("test-clean", "test-other")

@@ -14,7 +14,6 @@ ones that are kept (ties go to the lower dev loss).  Test sets are never looked 
 """
 
 import math
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -42,29 +41,6 @@ LOG_COLUMNS = (
 
 class Interrupted(Exception):
     """The user or the system asked to stop; everything is saved and the same command continues."""
-
-
-class StopSignal:
-    """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
-
-    def __enter__(self):
-        self.raised = False
-        self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._raise_flag)
-            except ValueError:  # not in the main thread, a notebook's worker say: leave signals alone
-                pass
-        return self
-
-    def _raise_flag(self, number, frame):
-        if self.raised and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
-        self.raised = True
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 # --- data ---------------------------------------------------------------------------------------------------
