@@ -45,8 +45,9 @@ from .lock import only_process
 from .model_file import load_model, save_model
 from .scales import MAY_CHANGE, SCALES, count_parameters, get_scale
 from .specaugment import generator
+from .stop_signal import StopSignal
 from .threads import usable_cores
-from .train import Diverged, Interrupted, Part, StopSignal, train
+from .train import Diverged, Interrupted, Part, train
 from .transducer import Transducer
 
 TEST_SETS = ("test-clean", "test-other")

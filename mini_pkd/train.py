@@ -19,7 +19,6 @@ with another peak rate; from which step on stands in its checkpoint, its log and
 """
 
 import math
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -53,29 +52,6 @@ class Interrupted(Exception):
 
 class Diverged(UserError):
     """A training came to numbers that are not finite and needs a lower rate to go on."""
-
-
-class StopSignal:
-    """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
-
-    def __enter__(self):
-        self.raised = False
-        self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._raise_flag)
-            except ValueError:  # not in the main thread, a notebook's worker say: leave signals alone
-                pass
-        return self
-
-    def _raise_flag(self, number, frame):
-        if self.raised and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
-        self.raised = True
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -245,6 +221,7 @@ class _Run:
         if not self.path.exists():
             return
         arrays, meta = checkpoint.load(self.path)
+        meta.setdefault("peak_rates", [[1, self.settings.peak_rate]])  # not in files of version 0.1
         try:
             if arrays["values"].shape != self.adam.values.shape:
                 raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")

@@ -32,8 +32,8 @@ from .conformer import EncoderStream
 from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
 from .features import SAMPLE_RATE, StreamingMFCC, mfcc, read_audio
 from .model_file import load_model
+from .stop_signal import StopSignal
 from .tensor import Tensor, no_grad
-from .train import StopSignal
 
 PIECE_MS = 160  # two encoder rows
 MAX_PIECE_MS = 3_600_000  # an hour

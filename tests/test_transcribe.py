@@ -410,6 +410,12 @@ def test_clearing_what_was_never_shown_writes_nothing():
         assert file.getvalue() == ""
 
 
+def test_the_training_loop_is_not_needed():
+    program = "import sys, mini_pkd.transcribe; print('mini_pkd.train' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_reader_that_leaves_early_causes_no_traceback(folder):
     """As in `... | head -1`: the other end of the pipe is closed before anything is written."""
     command = [sys.executable, "-m", "mini_pkd.transcribe", "--beam", "1", str(folder / "model.npz")]

@@ -1,0 +1,26 @@
+"""Ctrl-C and SIGTERM as a flag: who trains or listens to a microphone looks at it between two steps."""
+
+import signal
+
+
+class StopSignal:
+    """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
+
+    def __enter__(self):
+        self.raised = False
+        self._before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._raise_flag)
+            except ValueError:  # not in the main thread, a notebook's worker say: leave signals alone
+                pass
+        return self
+
+    def _raise_flag(self, number, frame):
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.raised = True
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
