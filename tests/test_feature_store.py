@@ -69,8 +69,9 @@ def test_a_finished_store_is_opened_and_a_changed_corpus_noticed(tmp_path, monke
         patch.setattr(feature_store, "_extract", lambda paths: pytest.fail("computed again"))
         patch.setattr(feature_store, "Lock", lambda *_: pytest.fail("wants to write"))
         assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
-    fewer = utterances[:-1]
+    fewer, old = utterances[:-1], FeatureStore(tmp_path / "store")
     assert_store_is_right(FeatureStore.build(tmp_path / "store", fewer), fewer)
+    assert_store_is_right(old, utterances)  # who has the old one open keeps it: its file is replaced, not emptied
     tone(fewer[3].audio, 5000, seed=99)
     assert_store_is_right(FeatureStore.build(tmp_path / "store", fewer), fewer)
     other = [Utterance(u.id, u.speaker, u.audio, u.text + " MORE") for u in fewer]
@@ -266,6 +267,48 @@ def test_no_mutation_of_the_journal_is_more_than_a_sentence(tmp_path, monkeypatc
         shutil.rmtree(place)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lengths": lambda x: [x[0] + 5, x[1] - 5 - x[2], 2 * x[2]]},  # the same sum
+        {"lengths": lambda x: [float(n) for n in x]},
+        {"lengths": lambda x: [x[0], 0, x[1] + x[2]]},
+        {"checksums": lambda x: x[:2]},
+        {"sum": lambda x: [float("nan"), *x[1:]]},
+        {"squares": lambda x: [float("inf"), *x[1:]]},
+        {"sum": lambda x: [0, *x[1:]]},
+        {"squares": lambda x: x[1:]},
+        {"ids": lambda x: [*x, "four"]},
+        {"dtype": lambda x: "float64"},
+        {"dtype": lambda x: "object"},
+        {"fingerprint": lambda x: None},
+        {"problems": lambda x: [["a", "b", "c"]]},
+    ],
+    ids=str,
+)
+def test_every_clause_of_the_look_at_an_index(tmp_path, change):
+    utterances, _ = read_part(make_part(tmp_path / "train", speakers=1, chapters=1))
+    FeatureStore.build(tmp_path / "store", utterances)
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_text())
+    del index["crc32"]
+    ((key, changed),) = change.items()
+    path.write_text(sealed({**index, key: changed(index[key])}))
+    with pytest.raises(UserError, match="no complete feature store"):
+        FeatureStore(tmp_path / "store")
+    assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+
+
+def test_a_journal_of_more_utterances_than_there_are(tmp_path):
+    utterances, _ = read_part(make_part(tmp_path / "train", speakers=1, chapters=1))
+    entry = {"lengths": [0] * 7, "checksums": [0] * 7, "problems": [], "sum": [0.0] * 40, "squares": [0.0] * 40}
+    header = {"fingerprint": feature_store._fingerprint(utterances, np.float32)}
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "rows.bin").write_bytes(b"")
+    (tmp_path / "store" / "journal.jsonl").write_text(sealed(header) + sealed(entry))
+    assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
+
+
 def test_links_in_the_folder_are_not_written_through(tmp_path):
     utterances, _ = read_part(make_part(tmp_path / "train", chapters=1))
     precious = tmp_path / "precious"
@@ -406,13 +449,20 @@ def test_a_second_process_waits_with_a_bar_and_opens_what_the_first_has_built(tm
         assert threading.current_thread() is first, "both compute"
         if paths == [str(utterances[5].audio)]:
             waiting.start()
-            deadline = time.time() + 30
-            while "5/12" not in (seen := capsys.readouterr().err) and time.time() < deadline:
-                time.sleep(0.05)
-            assert "features of train, by another process" in seen and "5/12" in seen and found == []
+            shows("5/12")
+        if paths == [str(utterances[9].audio)]:
+            shows("9/12")
         return real(paths)
 
+    def shows(count):
+        seen, deadline = "", time.time() + 30
+        while count not in seen and time.time() < deadline:
+            time.sleep(0.05)
+            seen += capsys.readouterr().err
+        assert "features of train, by another process" in seen and count in seen and found == []
+
     monkeypatch.setattr(feature_store, "_extract", extract)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else the bar moves every ten seconds
     FeatureStore.build(place, utterances)
     waiting.join(30)
     assert_store_is_right(found[0], utterances)
