@@ -24,15 +24,10 @@ are attended to but which get no output of their own.
 import numpy as np
 from numba import njit, prange
 
+from .ragged import row_starts
 from .simd import REORDER, exp, kernel
 from .tensor import record
 from .threads import matmul
-
-
-def starts(lengths):
-    """First row of each utterance: (B,) lengths -> (B,) int64."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    return np.cumsum(lengths) - lengths
 
 
 def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
@@ -46,7 +41,7 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
     N, (W, D) = int(lengths.sum()), positions.shape
     probabilities = np.empty((heads, W, N), dtype=qkv.data.dtype)
     out = np.empty((D, N), dtype=qkv.data.dtype)
-    layout = (starts(lengths), starts(lengths + context), lengths, context, heads)
+    layout = (row_starts(lengths), row_starts(lengths + context), lengths, context, heads)
     _attend(qkv.data, positions.data, *layout, probabilities, out)
 
     def backward(g):
@@ -55,7 +50,7 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
         # Now `probabilities` holds the gradient of the scores: dr_i = sum over n of ds_i q_n, a product per head.
         q = qkv.data[:D]
         if context.any():
-            q = q[:, np.repeat(starts(lengths + context) + context - starts(lengths), lengths) + np.arange(N)]
+            q = q[:, np.repeat(row_starts(lengths + context) + context - row_starts(lengths), lengths) + np.arange(N)]
         q = q.reshape(heads, D // heads, N).transpose(0, 2, 1)  # (H, N, C)
         return dqkv, np.hstack([matmul(ds, rows) for ds, rows in zip(probabilities, q, strict=True)])  # (W, D)
 
@@ -67,7 +62,7 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     q, k, v = np.split(qkv, 3, axis=1)
     out = np.zeros_like(q)
     C = q.shape[1] // heads
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         for n in range(start, start + T):
             first = max(start, n - len(positions) + 1)
             for h in range(heads):
@@ -183,13 +178,13 @@ def _position_vectors(positions, c0, C):
 
 
 @kernel(weight=16)
-def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, out):
+def _attend(qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, out):
     W, D = positions.shape
     C = D // heads
     shrink, zero, one = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0), qkv.dtype.type(1)
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
-        T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
+        T, past, first, n0, c0 = lengths[b], context[b], first_rows[b], out_starts[b], h * C
         q = _with_margins(qkv, c0, C, first + past, T)
         k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
         r = _position_vectors(positions, c0, C)
@@ -229,14 +224,14 @@ def _attend(qkv, positions, out_starts, row_starts, lengths, context, heads, pro
 
 
 @kernel(weight=16)
-def _attend_backward(g, qkv, positions, out_starts, row_starts, lengths, context, heads, probabilities, dqkv):
+def _attend_backward(g, qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, dqkv):
     # dp_i = dout . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C), which replaces p_i in `probabilities`
     W, D = positions.shape
     C = D // heads
     shrink, zero = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0)
     for task in prange(len(lengths) * heads):
         b, h = task // heads, task % heads
-        T, past, first, n0, c0 = lengths[b], context[b], row_starts[b], out_starts[b], h * C
+        T, past, first, n0, c0 = lengths[b], context[b], first_rows[b], out_starts[b], h * C
         q, go = _with_margins(qkv, c0, C, first + past, T), _with_margins(g, c0, C, n0, T)
         k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
         r = _position_vectors(positions, c0, C)

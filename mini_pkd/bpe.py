@@ -34,8 +34,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mini_pkd import UserError
-from mini_pkd.checkpoint import write_text_atomic
+from . import UserError
+from .checkpoint import write_text_atomic
 
 MARKER = "▁"  # U+2581, stands in front of every word
 FORMAT = "mini_pkd bpe"

@@ -44,7 +44,7 @@ from .feature_store import FeatureStore, estimate_normaliser
 from .lock import only_process
 from .model_file import load_model, save_model
 from .scales import MAY_CHANGE, SCALES, count_parameters, get_scale
-from .specaugment import generator
+from .seeds import generator
 from .stop_signal import StopSignal
 from .threads import usable_cores
 from .train import Diverged, Interrupted, Part, train

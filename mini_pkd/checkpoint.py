@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mini_pkd import UserError
+from . import UserError
 
 FORMAT = "mini_pkd checkpoint"
 VERSION = 1

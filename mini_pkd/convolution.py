@@ -12,7 +12,7 @@ start of the utterance, the pools of a growing stream never change.
 import numpy as np
 from numba import prange
 
-from .attention import starts
+from .ragged import row_starts
 from .simd import kernel
 from .tensor import record
 
@@ -25,8 +25,8 @@ def depthwise_convolution(x, kernel, bias, lengths, context=0):
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     width, D = kernel.shape
-    x_starts = starts(lengths + context)
-    y_starts = starts(lengths)
+    x_starts = row_starts(lengths + context)
+    y_starts = row_starts(lengths)
     row_of, first_of = _row_map(x_starts, y_starts, lengths, context)
     y = np.empty((int(lengths.sum()), D), dtype=x.data.dtype)
     _convolve(x.data, kernel.data, bias.data, row_of, first_of, y)
@@ -55,7 +55,7 @@ def depthwise_convolution_readable(x, kernel, bias, lengths):
     """The definition, row by row: the oracle of the kernels.  Arrays in, array out."""
     y = np.zeros_like(x)
     width = len(kernel)
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         for t in range(T):
             y[start + t] = bias
             for i in range(width):
@@ -138,8 +138,8 @@ def max_pool(x, lengths):
     """Max over rows (2i, 2i+1) of each utterance: x (N, D), lengths (B,) -> (sum of ceil(T/2), D)."""
     lengths = np.asarray(lengths, dtype=np.int64)
     halves = pooled_lengths(lengths)
-    left = np.repeat(starts(lengths) - 2 * starts(halves), halves) + 2 * np.arange(int(halves.sum()))
-    has_right = left + 1 < np.repeat(starts(lengths) + lengths, halves)
+    left = np.repeat(row_starts(lengths) - 2 * row_starts(halves), halves) + 2 * np.arange(int(halves.sum()))
+    has_right = left + 1 < np.repeat(row_starts(lengths) + lengths, halves)
     y = np.empty((len(left), x.shape[1]), dtype=x.data.dtype)
     _max_pool(x.data, left, has_right, y)
 

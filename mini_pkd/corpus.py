@@ -30,7 +30,8 @@ from . import UserError
 from .bpe import MARKER
 from .command import Parser, command
 from .features import NUM_FEATURES, mfcc, read_audio
-from .specaugment import generator
+from .ragged import Batch
+from .seeds import generator
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
 TRANSCRIPT_SUFFIX = ".trans.txt"
@@ -264,17 +265,6 @@ def word_counts(utterances):
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Batch:
-    """B utterances laid end to end: nothing is padded."""
-
-    ids: list
-    features: np.ndarray  # (sum T, 40) float32
-    lengths: np.ndarray  # (B,) int64
-    labels: np.ndarray  # (sum U,) int64
-    label_lengths: np.ndarray  # (B,) int64
 
 
 def check_lattice(rows, label_lengths, max_symbols_per_row=5, frames=None, max_frames=None, ids=None):

@@ -46,9 +46,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from mini_pkd import UserError
+from . import UserError
+from .ragged import BLANK
 
-BLANK = 0
 BEAM = 8  # the paper's width
 MAX_BEAM = 256  # of the commands.  A frame of a wider one takes so long in a kernel that Ctrl-C seems dead
 MAX_SYMBOLS = 12  # per row.  A word said in a breath may be many units: at 5, DOUBLE (6 units) was lost

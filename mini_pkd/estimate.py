@@ -16,6 +16,7 @@ import soundfile
 from . import UserError
 from .corpus import find_parts, read_part
 from .feature_store import FeatureStore
+from .lattice_walk import chunk_rows
 from .scales import count_parameters, training_flop
 from .threads import control_groups, matmul
 
@@ -33,8 +34,6 @@ def describe(cascade, jobs):
         raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
     labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
     nodes = np.ceil(frames / 8) * (labels + 1)
-    kept = s.keep_mb * 2**20 / (4 * s.vocab_size)  # nodes of an utterance
-    again = max(0.0, 1 - kept / nodes.mean())
     speed = UTILISATION * _matrix_speed()
     lines = [
         f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
@@ -45,6 +44,7 @@ def describe(cascade, jobs):
     seconds = []
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
+        again = float((nodes > chunk_rows(config.symbols, config.joint_width, teacher is not None)).mean())
         flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
         seconds.append(flop / speed)
         lines.append(
@@ -138,7 +138,9 @@ def _memory(config, settings, teacher):
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
     taught = 4 * count_parameters(teacher) if teacher else 0
-    lattice = settings.keep_mb * 2**20
+    V, J = config.symbols, config.joint_width
+    rows = chunk_rows(V, J, teacher is not None)
+    lattice = 4 * rows * (V + 2 * J + ((V + teacher.joint_width) if teacher else 0))
     return 20 * count_parameters(config) + frames * sum(rates) * row + taught + lattice + 200e6
 
 

@@ -34,7 +34,7 @@ import soundfile
 from python_speech_features import fbank
 from scipy.fft import dct
 
-from mini_pkd import UserError
+from . import UserError
 
 SAMPLE_RATE = 16000
 NUM_FEATURES = 40

@@ -23,7 +23,8 @@ labels: the same lattice.
 
 import numpy as np
 
-from .lattice_walk import BLANK, LatticeError, check_lattice, walk_lattice
+from .lattice_walk import LatticeError, check_lattice, walk_lattice
+from .ragged import BLANK
 from .rnnt_loss import log_softmax, log_sum, record_scalar, utterances, wants_gradients
 
 ALPHA = 0.02

@@ -35,29 +35,15 @@ from .lattice_kernels import (
     rnnt_gradient_rows,
     score_nodes,
 )
+from .ragged import BLANK, lattice_offsets
 from .threads import matmul
 
-BLANK = 0
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
 SYMBOLS = 1024  # rows of the table whose gradient is computed at one time
 
 
 class LatticeError(UserError, ValueError):
     """Lengths, labels and arrays that do not describe a lattice."""
-
-
-def lattice_offsets(lengths, label_lengths):
-    """Where each utterance starts, (B+1,) each: enc rows, pred rows, nodes, labels.
-
-    Node (t, u) of utterance b is node_start[b] + t * (U_b + 1) + u.  int64 throughout: with 10026 symbols 21
-    long utterances pass 2^31 logits, and int32 would wrap around without a word.
-
-    >>> [start.tolist() for start in lattice_offsets([2, 3], [2, 0])]
-    [[0, 2, 5], [0, 3, 4], [0, 6, 9], [0, 2, 2]]
-    """
-    T = np.asarray(lengths, dtype=np.int64)
-    U = np.asarray(label_lengths, dtype=np.int64)
-    return tuple(np.concatenate([[0], np.cumsum(count)]) for count in (T, U + 1, T * (U + 1), U))
 
 
 def check_lattice(networks, labels, lengths, label_lengths):
@@ -101,6 +87,14 @@ def check_lattice(networks, labels, lengths, label_lengths):
         wrong = labels[(labels <= BLANK) | (labels >= V)][0]
         raise LatticeError(f"label {wrong} is not in 1..{V - 1}: is this the vocabulary of this model?")
     return labels, lengths, label_lengths
+
+
+def chunk_rows(V, J, taught, itemsize=4, chunk_bytes=CHUNK_BYTES):
+    """Nodes of a chunk: as many as chunk_bytes of logits hold, but at least J.
+
+    Each chunk adds a (V, J) product into d_table, which should not cost more than the (rows, V) logits themselves.
+    """
+    return max(chunk_bytes // (V * itemsize * (2 if taught else 1)), J)
 
 
 # --- chunks ---------------------------------------------------------------------------------------------------
@@ -213,10 +207,7 @@ def walk_lattice(
     B = len(lengths)
     if negligible is None:
         negligible = np.finfo(enc.dtype).eps / (lengths * (label_lengths + 1)).sum()
-    # At least J rows: each chunk adds a (V, J) product into d_table, which should not cost more than the
-    # (rows, V) logits themselves.
-    together = V * enc.itemsize * (1 if teacher is None else 2)
-    rows = max((CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // together, J)
+    rows = chunk_rows(V, J, teacher is not None, enc.itemsize, CHUNK_BYTES if chunk_bytes is None else chunk_bytes)
     groups = list(chunk_groups(lengths, label_lengths, labels, rows))
     largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
 

@@ -11,7 +11,7 @@ running at step t are the first `active` of them, and h_{t-1} W_h is one product
 import numpy as np
 from numba import prange
 
-from .attention import starts
+from .ragged import row_starts
 from .simd import exp, kernel, tanh
 from .tensor import record
 from .threads import matmul
@@ -25,7 +25,7 @@ def lstm(x, w_input, w_hidden, bias, lengths):
     lengths = np.asarray(lengths, dtype=np.int64)
     N, H = len(x.data), w_hidden.shape[0]
     order = np.argsort(-lengths, kind="stable")
-    first = starts(lengths)[order]  # first row of the longest utterance, of the next, ...
+    first = row_starts(lengths)[order]  # first row of the longest utterance, of the next, ...
     active = [int((lengths > t).sum()) for t in range(int(lengths.max(initial=0)))]
 
     gates = matmul(x.data, w_input.data)  # (N, 4H): becomes the activated gates, then in backward dz
@@ -49,7 +49,7 @@ def lstm(x, w_input, w_hidden, bias, lengths):
         # h_{t-1} for every row: the row above, or zero where an utterance starts.
         before = np.empty_like(h)
         before[1:] = h[:-1]
-        before[starts(lengths)[lengths > 0]] = 0
+        before[row_starts(lengths)[lengths > 0]] = 0
         dx = matmul(dz, w_input.data.T) if x.requires_grad else None
         return dx, matmul(x.data.T, dz), matmul(before.T, dz), dz.sum(axis=0)
 
@@ -73,7 +73,7 @@ def lstm_readable(x, w_input, w_hidden, bias, lengths):
     """Utterance by utterance and step by step: the oracle.  Arrays in, array out."""
     H = len(w_hidden)
     rows = []
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         h, c = np.zeros((1, H), dtype=x.dtype), np.zeros((1, H), dtype=x.dtype)
         for t in range(T):
             h, c = lstm_step(x[start + t : start + t + 1], h, c, w_input, w_hidden, bias)

@@ -10,9 +10,9 @@ the joint's output matrix (transducer.py): one tensor with two uses.
 import numpy as np
 
 from . import ops
-from .attention import starts
 from .layers import NO_DROPOUT, Embedding, Module, parameter
 from .lstm import lstm, lstm_step
+from .ragged import row_starts
 
 
 class LSTM(Module):
@@ -74,7 +74,7 @@ def with_start(labels, label_lengths):
     >>> with_start(np.array([5, 6, 7]), [2, 0, 1]).tolist()
     [0, 5, 6, 0, 0, 7]
     """
-    return np.insert(np.asarray(labels, dtype=np.int64), starts(label_lengths), 0)
+    return np.insert(np.asarray(labels, dtype=np.int64), row_starts(label_lengths), 0)
 
 
 if __name__ == "__main__":

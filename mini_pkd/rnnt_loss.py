@@ -29,7 +29,8 @@ import itertools
 
 import numpy as np
 
-from .lattice_walk import BLANK, check_lattice, lattice_offsets, walk_lattice
+from .lattice_walk import check_lattice, walk_lattice
+from .ragged import BLANK, lattice_offsets
 from .tensor import is_recording, record
 
 # ---------------------------------------------------------------------------------------------------

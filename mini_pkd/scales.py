@@ -13,6 +13,7 @@ is in MAY_CHANGE.
 import dataclasses
 import difflib
 import math
+import sys
 from dataclasses import dataclass
 
 from . import UserError
@@ -102,7 +103,6 @@ class Settings:
     temperature: float = 1.0
     kl: str = "full"  # full | collapsed
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
-    keep_mb: int = 128  # MiB of the logits of an utterance that are kept; the rest is computed twice
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
     max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time
     time_masks: int = 2  # and which rows and cepstra are hidden from the encoder
@@ -173,6 +173,8 @@ class Scale:
                     raise UserError(f"there is no model size {size!r} in {self.name}{_nearest(size, sizes)}.")
                 value = _parse(Size, key, text, name)
                 sizes[size] = dataclasses.replace(sizes[size], **{key: value})
+            elif name in RETIRED:
+                print(f"{name} has no effect any more: {RETIRED[name]}.", file=sys.stderr)
             else:
                 settings[name] = _parse(Settings, name, text, name)
         settings = dataclasses.replace(self.settings, **settings)
@@ -184,6 +186,9 @@ class Scale:
     def as_dict(self):
         """Plain values, for config.json."""
         return dataclasses.asdict(self)
+
+
+RETIRED = {"keep_mb": "the lattice needs little memory without it"}  # settings of older versions, still accepted
 
 
 def _parse(owner, key, text, name):
@@ -200,8 +205,8 @@ def _parse(owner, key, text, name):
 # Operational settings, free to change on a run that has begun: how often to save, how much memory to use, and the beam,
 # with which finished models are then decoded again.  Not max_symbols, because which weights are kept depends on it:
 # the dev set is decoded with it.  peak_rate may only fall, for the models that are not trained yet.
-MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
-MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+MAY_CHANGE = ("checkpoint_minutes", "beam")
+MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to
 # the estimate.
@@ -317,7 +322,6 @@ FULL = Scale(
         max_time_fraction=0.05,
         freq_masks=2,
         max_freq=8,
-        keep_mb=256,
         checkpoint_minutes=20.0,
     ),
     {

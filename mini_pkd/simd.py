@@ -26,11 +26,12 @@ from .threads import POOL
 REORDER = {"reassoc", "contract", "nsz"}
 
 
-def kernel(weight=1, fastmath=REORDER):
+def kernel(weight=1, fastmath=REORDER, readable=None):
     """Compile a function for `prange`, and run it on all threads if its largest array is worth it, else on one.
 
     `weight`: what a number costs, compared with a pass over memory.  Each row must be written by one iteration, so
     that the number of threads changes no bit.  Why not on some of the threads: see threads.py.
+    `readable`: the function that computes the same in plain loops or plain numpy, or the reason why there is none.
     """
 
     def compile(function):
@@ -42,7 +43,7 @@ def kernel(weight=1, fastmath=REORDER):
             numba.set_num_threads(POOL.team(size))
             return compiled(*arguments)
 
-        run.compiled = compiled
+        run.compiled, run.readable = compiled, readable
         return run
 
     return compile

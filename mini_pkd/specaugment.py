@@ -14,40 +14,16 @@ Our features are MFCCs, not mel energies. A "frequency" mask therefore hides a b
 of the speed at which the spectrum's envelope wiggles along the mel axis (c0 loudness, c1 tilt, ...),
 not a band of pitch. It still forces the model not to lean on few coefficients.
 
-Every utterance draws from its own generator, made by `generator(seed, ...)` below: in training its masks depend
+Every utterance draws from its own generator, made by `generator(seed, ...)` of seeds.py: in training its masks depend
 on (seed, model, epoch, utterance) alone, not on the step, the rest of its batch or what was drawn before.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from mini_pkd import UserError
-
-
-def generator(seed, *keys):
-    """A random generator that is a function of (seed, keys) and of nothing else.
-
-    Integers and strings are keys. They are written down one after the other, with their type, and hashed:
-    (1, 23) and (12, 3) differ, (1,) and (1, 0) differ (numpy's SeedSequence alone would confuse the
-    latter two), and unlike Python's `hash` the result is the same in every process.
-
-    >>> int(generator(0, "train", 3).integers(1000)) == int(generator(0, "train", 3).integers(1000))
-    True
-    >>> generator(0, "a", "b").random() == generator(0, "ab").random()
-    False
-    """
-    words = []
-    for key in (seed, *keys):
-        if isinstance(key, str):
-            words.append(f"s{len(key)}:{key}")
-        elif isinstance(key, (int, np.integer)):
-            words.append(f"i{int(key)}")
-        else:
-            raise TypeError(f"a key of a generator is an int or a str, not {type(key).__name__}")
-    digest = hashlib.sha256(";".join(words).encode("utf-8", "surrogatepass")).digest()
-    return np.random.default_rng(np.random.SeedSequence(int.from_bytes(digest, "little")))
+from . import UserError
+from .seeds import generator
 
 
 @dataclass(frozen=True)

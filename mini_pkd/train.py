@@ -34,10 +34,12 @@ from .decode import greedy
 from .feature_store import FeatureStore
 from .lattice_kl import distillation_loss
 from .layers import NO_DROPOUT, DropoutKeys
+from .memory import keep_freed_memory
 from .optimizer import Adam, learning_rate
 from .rnnt_loss import rnnt_loss
-from .specaugment import generator, spec_augment
-from .tensor import keep_freed_memory, no_grad
+from .seeds import generator
+from .specaugment import spec_augment
+from .tensor import no_grad
 
 MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
 LOG_COLUMNS = (

@@ -13,9 +13,9 @@ import numpy as np
 
 from . import ctrl_c_is_for_us
 from .conformer import ConformerConfig
-from .corpus import Batch
 from .layers import DropoutKeys
 from .optimizer import Adam
+from .ragged import Batch
 from .scales import TINY
 from .train import lattice_loss
 from .transducer import Transducer, TransducerConfig

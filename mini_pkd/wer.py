@@ -34,9 +34,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from mini_pkd import UserError
-from mini_pkd.checkpoint import write_text_atomic
-from mini_pkd.command import Parser, command
+from . import UserError
+from .checkpoint import write_text_atomic
+from .command import Parser, command
 
 # ---------------------------------------------------------------------------------------------------
 # Counting edits

@@ -176,7 +176,7 @@ MUTANTS = [
     ),
     *of(
         "predictor.py", "test_predictor.py",
-        ("a label where the start symbol belongs", "starts(label_lengths), 0)", "starts(label_lengths), 1)"),
+        ("a label where the start symbol belongs", "row_starts(label_lengths), 0)", "row_starts(label_lengths), 1)"),
     ),
     *of(
         "attention.py", "test_attention.py",
@@ -192,12 +192,12 @@ MUTANTS = [
         ("convolution hears the utterance before",
          "max(0, first_of[n] - newest + width - 1)", "max(0, width - 1 - newest)"),
         ("pools reach into the next utterance",
-         "left + 1 < np.repeat(starts(lengths) + lengths, halves)", "left + 1 < len(x.data)"),
+         "left + 1 < np.repeat(row_starts(lengths) + lengths, halves)", "left + 1 < len(x.data)"),
     ),
     *of(
         "lstm.py", "test_lstm.py",
         ("the LSTM goes on from the utterance before",
-         "        before[starts(lengths)[lengths > 0]] = 0\n", "        before[:1] = 0\n"),
+         "        before[row_starts(lengths)[lengths > 0]] = 0\n", "        before[:1] = 0\n"),
     ),
     *of(
         "conformer.py", "test_conformer.py",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mini_pkd import attention
-from mini_pkd.attention import causal_attention_readable, starts
+from mini_pkd.attention import causal_attention_readable
 from mini_pkd.gradcheck import gradcheck
+from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor, record
 
 TILE = attention.TILE  # queries that the kernel takes at a time: its edges must not show
@@ -102,7 +103,7 @@ def test_a_batch_equals_its_utterances_one_by_one(seed):
     cotangent = rng.standard_normal(out.shape)
     out.backward(cotangent)
     r_gradient = np.zeros_like(positions)
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         rows = slice(start, start + T)
         x1, r1 = Tensor(qkv[rows], requires_grad=True), Tensor(positions, requires_grad=True)
         out1 = causal_attention(x1, r1, [T], 2)
@@ -189,4 +190,4 @@ def test_utterances_without_rows():
 
 
 def test_starts():
-    assert starts([3, 0, 2]).tolist() == [0, 3, 3] and starts([]).tolist() == []
+    assert row_starts([3, 0, 2]).tolist() == [0, 3, 3] and row_starts([]).tolist() == []

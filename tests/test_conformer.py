@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mini_pkd import UserError, ops
-from mini_pkd.attention import causal_attention_readable, starts
+from mini_pkd.attention import causal_attention_readable
 from mini_pkd.conformer import Conformer, ConformerConfig, EncoderStream
 from mini_pkd.convolution import depthwise_convolution_readable
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys
+from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor, no_grad
 
 CONFIG = ConformerConfig(features=5, blocks=4, width=8, heads=2, window=6, kernel=4, expansion=2, pools=3)
@@ -76,7 +77,7 @@ def conformer_numpy(encoder, x, lengths):
         x = normed(b + "norm", feed_forward(b + "feed_forward_2", x))
         if i < config.pools:
             rows = []
-            for start, T in zip(starts(lengths), lengths, strict=True):
+            for start, T in zip(row_starts(lengths), lengths, strict=True):
                 rows += [x[start + t : start + min(t + 2, T)].max(axis=0) for t in range(0, T, 2)]
             x, lengths = np.stack(rows), [(T + 1) // 2 for T in lengths]
     return x, lengths
@@ -182,9 +183,9 @@ def test_changing_a_feature_row_changes_nothing_before_it():
     before, out_lengths = encode(encoder, x, lengths)
     for utterance, t in ((0, 0), (0, 7), (0, 8), (0, 39), (1, 0), (1, 13), (2, 2)):
         changed = x.copy()
-        changed[starts(lengths)[utterance] + t] += 3
+        changed[row_starts(lengths)[utterance] + t] += 3
         rows = np.flatnonzero((encode(encoder, changed, lengths)[0] != before).any(axis=1))
-        first = starts(out_lengths)[utterance]
+        first = row_starts(out_lengths)[utterance]
         assert rows[0] == first + t // 8 and rows[-1] < first + out_lengths[utterance]
 
 
@@ -219,9 +220,9 @@ def test_a_batch_equals_its_utterances_one_by_one(lengths):
 
     whole, x_gradient, gradients = run(x, lengths)
     cotangent = np.random.default_rng(4).standard_normal(whole.shape)
-    out_starts, out_lengths = starts(encoder.output_lengths(lengths)), encoder.output_lengths(lengths)
+    out_starts, out_lengths = row_starts(encoder.output_lengths(lengths)), encoder.output_lengths(lengths)
     sums = {name: np.zeros_like(g) for name, g in gradients.items()}
-    for b, (start, T) in enumerate(zip(starts(lengths), lengths, strict=True)):
+    for b, (start, T) in enumerate(zip(row_starts(lengths), lengths, strict=True)):
         out = slice(out_starts[b], out_starts[b] + out_lengths[b])
         value, own_gradient, own = run(x[start : start + T], [T], cotangent[out])
         assert np.abs(value - whole[out]).max() < 1e-12

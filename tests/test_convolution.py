@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mini_pkd.attention import starts
 from mini_pkd.convolution import depthwise_convolution, depthwise_convolution_readable, max_pool, pooled_lengths
 from mini_pkd.gradcheck import gradcheck
+from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor
 
 
@@ -80,7 +80,7 @@ def test_a_batch_equals_its_utterances_one_by_one():
     cotangent = np.random.default_rng(0).standard_normal(out.shape)
     out.backward(cotangent)
     sums = [np.zeros_like(kernel), np.zeros_like(bias)]
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         rows = slice(start, start + T)
         own = [Tensor(a, requires_grad=True) for a in (x[rows], kernel, bias)]
         out1 = depthwise_convolution(*own, [T])
@@ -131,7 +131,7 @@ def test_pooling_by_hand():
 
 def pool_readable(x, lengths):
     rows = []
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         rows += [x[start + t : start + min(t + 2, T)].max(axis=0) for t in range(0, T, 2)]
     return np.stack(rows)
 

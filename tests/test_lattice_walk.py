@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mini_pkd import lattice_walk
-from mini_pkd.lattice_walk import lattice_offsets, rows_of_nodes, walk_lattice
+from mini_pkd.lattice_walk import rows_of_nodes, walk_lattice
+from mini_pkd.ragged import lattice_offsets
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mini_pkd.attention import starts
 from mini_pkd.gradcheck import gradcheck
 from mini_pkd.lstm import lstm, lstm_readable, lstm_step
+from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor
 
 
@@ -88,7 +88,7 @@ def test_a_batch_equals_its_utterances_one_by_one(lengths):
     cotangent = np.random.default_rng(0).standard_normal(out.shape)
     out.backward(cotangent)
     sums = [np.zeros_like(a) for a in arrays[1:]]
-    for start, T in zip(starts(lengths), lengths, strict=True):
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
         rows = slice(start, start + T)
         own = [Tensor(a, requires_grad=True) for a in (arrays[0][rows], *arrays[1:])]
         out1 = lstm(*own, [T])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mini_pkd.lattice_kernels import forward_backward
-from mini_pkd.lattice_walk import LatticeError, chunk_groups, lattice_offsets
+from mini_pkd.lattice_walk import LatticeError, chunk_groups
 from mini_pkd.lattice_walk import walk_lattice as walk
+from mini_pkd.ragged import lattice_offsets
 from mini_pkd.rnnt_loss import (
     brute_force,
     log_softmax,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mini_pkd import UserError
-from mini_pkd.specaugment import SpecAugmentPolicy, generator, spec_augment, time_warp
+from mini_pkd.seeds import generator
+from mini_pkd.specaugment import SpecAugmentPolicy, spec_augment, time_warp
 
 FULL = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.25, freq_masks=2, max_freq=8)
 
@@ -131,7 +132,7 @@ def test_numpy_integers_count_as_integers_and_others_are_refused():
 
 
 def test_generator_is_the_same_in_another_process():
-    code = "from mini_pkd.specaugment import generator; print(generator(7, 'S1', 3, 'utt-1').integers(2**62))"
+    code = "from mini_pkd.seeds import generator; print(generator(7, 'S1', 3, 'utt-1').integers(2**62))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == generator(7, "S1", 3, "utt-1").integers(2**62)
 

@@ -8,7 +8,8 @@ import weakref
 import numpy as np
 import pytest
 
-from mini_pkd.tensor import Tensor, is_recording, keep_freed_memory, no_grad, record
+from mini_pkd.memory import keep_freed_memory
+from mini_pkd.tensor import Tensor, is_recording, no_grad, record
 
 
 def add(x, y):

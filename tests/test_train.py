@@ -19,7 +19,7 @@ from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.model_file import load_model, save_model
 from mini_pkd.optimizer import learning_rate
 from mini_pkd.scales import TINY, Size
-from mini_pkd.specaugment import generator
+from mini_pkd.seeds import generator
 from mini_pkd.transducer import Transducer
 
 NUMBERS = Path(__file__).resolve().parent.parent / "data_small" / "numbers"

@@ -29,7 +29,7 @@ from mini_pkd.model_file import load_model
 from mini_pkd.optimizer import Adam, learning_rate
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
-from mini_pkd.specaugment import generator
+from mini_pkd.seeds import generator
 from mini_pkd.tensor import is_recording, no_grad
 from mini_pkd.transducer import Transducer
 
@@ -47,7 +47,7 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 UNUSUAL = dataclasses.replace(
     TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
+    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}

@@ -19,9 +19,10 @@ from mini_pkd.lattice_kernels import forward_backward
 from mini_pkd.lattice_kl import distillation_loss
 from mini_pkd.layers import Module, parameter
 from mini_pkd.lstm import lstm
+from mini_pkd.memory import keep_freed_memory
 from mini_pkd.optimizer import Adam
 from mini_pkd.rnnt_loss import rnnt_loss
-from mini_pkd.tensor import Tensor, keep_freed_memory
+from mini_pkd.tensor import Tensor
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
 

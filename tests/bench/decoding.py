@@ -34,7 +34,7 @@ class Decoder:
     def __init__(self, size, path, bias, utterances, batch):
         from mini_pkd.model_file import load_model
         from mini_pkd.scales import get_scale
-        from mini_pkd.specaugment import generator
+        from mini_pkd.seeds import generator
         from mini_pkd.transducer import Transducer
 
         scale = get_scale(size)

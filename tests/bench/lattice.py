@@ -66,7 +66,8 @@ def make_case(shape):
 
 class Mini:
     def __init__(self, shape, kl, name):
-        from mini_pkd.tensor import Tensor, keep_freed_memory
+        from mini_pkd.memory import keep_freed_memory
+        from mini_pkd.tensor import Tensor
 
         keep_freed_memory()
         self.lengths, self.label_lengths, self.labels, student, self.teacher = make_case(shape)

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 
 from mini_pkd.attention import causal_attention  # noqa: E402
 from mini_pkd.conformer import ConformerConfig  # noqa: E402
-from mini_pkd.corpus import Batch  # noqa: E402
 from mini_pkd.lattice_kl import distillation_loss  # noqa: E402
+from mini_pkd.ragged import Batch  # noqa: E402
 from mini_pkd.rnnt_loss import readable, rnnt_loss  # noqa: E402
 from mini_pkd.tensor import Tensor, no_grad  # noqa: E402
 from mini_pkd.transducer import Transducer, TransducerConfig  # noqa: E402

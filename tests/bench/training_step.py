@@ -80,7 +80,7 @@ def corpus_batch(scale, number=None):
 
 def synthetic_batch(scale, seconds=None):
     """Two utterances of 14 and 14.5 s, 38 and 40 labels; or one of `seconds`, four labels a second."""
-    from mini_pkd.corpus import Batch
+    from mini_pkd.ragged import Batch
 
     rng = np.random.default_rng(0)
     lengths, label_lengths = np.array([1450, 1400]), np.array([38, 40])
@@ -94,7 +94,8 @@ def synthetic_batch(scale, seconds=None):
 def write_case(folder, size, student, teacher):
     """Everything that a worker needs; returns the case's description."""
     from mini_pkd.scales import get_scale
-    from mini_pkd.specaugment import generator, spec_augment
+    from mini_pkd.seeds import generator
+    from mini_pkd.specaugment import spec_augment
     from mini_pkd.transducer import Transducer
 
     name, _, number = size.partition("-")
@@ -153,10 +154,10 @@ class MiniWorker:
     """What mini_pkd/train.py does to a batch: lattice_loss, backward, Adam.step."""
 
     def __init__(self, folder):
-        from mini_pkd.corpus import Batch
+        from mini_pkd.memory import keep_freed_memory
         from mini_pkd.optimizer import Adam
+        from mini_pkd.ragged import Batch
         from mini_pkd.scales import get_scale
-        from mini_pkd.tensor import keep_freed_memory
         from mini_pkd.transducer import Transducer, TransducerConfig
 
         case, arrays = read_case(folder)
