@@ -32,7 +32,8 @@ from .features import NUM_FEATURES, RECIPE, Normaliser, mfcc, read_audio
 from .lock import Lock, no_follow
 
 CHUNK = 16  # utterances per task of a worker process
-COMMIT_BYTES = 1 << 25  # of rows between two entries of the journal: a kill costs at most so much work
+COMMIT_BYTES = 1 << 25  # of rows between two entries of the journal: a kill costs at most so much work,
+COMMIT_SECONDS = 1.0  # and a process that waits for ours sees it move
 JOURNAL = "journal.jsonl"
 SMALL_PART = 400  # up to here, starting worker processes costs more than it saves
 
@@ -302,18 +303,18 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
         if position == 0:
             log.write(_seal({"fingerprint": fingerprint}).encode())
             log.flush()
-        fresh, since_commit = {"lengths": [], "checksums": [], "problems": []}, 0
+        fresh, since_commit, committed = {"lengths": [], "checksums": [], "problems": []}, 0, time.monotonic()
 
         def commit():
             # Rows reach the disk before the journal says so; the other order could promise what is not there.
-            nonlocal fresh, since_commit
+            nonlocal fresh, since_commit, committed
             rows_file.flush()
             os.fsync(rows_file.fileno())
             log.write(_seal({**fresh, "sum": total.tolist(), "squares": squares.tolist()}).encode())
             log.flush()
             for key, values in fresh.items():
                 whole[key] += values
-            fresh, since_commit = {key: [] for key in fresh}, 0
+            fresh, since_commit, committed = {key: [] for key in fresh}, 0, time.monotonic()
 
         paths = [str(u.audio) for u in utterances[done:]]
         # The loop's source is closed at once when something raises, which ends the worker processes.
@@ -334,7 +335,7 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
                 squares += np.square(stored, dtype=np.float64).sum(axis=0)
                 since_commit += stored.nbytes
                 bar.update()
-                if since_commit >= COMMIT_BYTES:
+                if since_commit >= COMMIT_BYTES or time.monotonic() - committed >= COMMIT_SECONDS:
                     commit()
         if fresh["lengths"]:
             commit()

@@ -439,7 +439,7 @@ def test_a_kill_before_a_rename_loses_nothing(tmp_path, monkeypatch, rename):
 def test_a_second_process_waits_with_a_bar_and_opens_what_the_first_has_built(tmp_path, monkeypatch, capsys):
     utterances, _ = read_part(make_part(tmp_path / "train"))
     place, found = tmp_path / "store", []
-    monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(feature_store, "COMMIT_SECONDS", 0)
     real, first = feature_store._extract, threading.current_thread()
     waiting = threading.Thread(
         target=lambda: found.append(FeatureStore.build(place, utterances, label="features of train"))
