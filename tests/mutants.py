@@ -5,17 +5,19 @@
     python tests/mutants.py --jobs 2                two at a time
 
 The package and its tests are copied to a temporary folder, one mutant is put in, and only the tests that should see
-it are run; the working tree stays as it is.  A mutant is *killed* when a test fails, or when the tests do not end
-in time.  One that SURVIVED shows a claim that no test holds: write that test.  The exit status is then 1.
+it are run; the working tree stays as it is.  A mutant is *killed* when a test fails (its name stands behind the arrow),
+or when the tests do not end in time.  One that SURVIVED shows a claim that no test holds: write that test.  The exit
+status is then 1.
 
 Not part of CI, because it takes a quarter of an hour.  What CI checks, in test_mutants.py, is that every mutant still
-fits the code: whoever changes a line that stands here changes it here, too.
+fits the code: when you change a line that stands here, change it here, too.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -325,7 +327,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python tests/mutants.py", description="Do the tests notice wrong changes?")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="mutants whose name, or file, holds one of these")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants that are tested side by side")
-    parser.add_argument("--seconds", type=float, default=600, metavar="S", help="after so long a mutant counts as hung")
+    parser.add_argument("--seconds", type=float, default=300, metavar="S", help="then a mutant counts as hung (300)")
     parser.add_argument("--list", action="store_true", help="print their names, and stop")
     options = parser.parse_args(argv)
     words = options.only or [""]
@@ -358,7 +360,9 @@ def main(argv=None):
                     for task in concurrent.futures.as_completed(tasks):
                         word, seconds, output = task.result()
                         count[word] = count.get(word, 0) + 1
-                        bar.write(f"{word:18s} {seconds:6.1f} s  {tasks[task].file:16s} {tasks[task].name}")
+                        by = re.search(r"^(?:FAILED|ERROR) \S+::(\w+)", output, re.MULTILINE)
+                        noticed = f"  <- {by[1]}" if by else ""
+                        bar.write(f"{word:18s} {seconds:6.1f} s  {tasks[task].file:16s} {tasks[task].name}{noticed}")
                         if word == "BROKEN":
                             bar.write(output[-2000:])
                         bar.update()
