@@ -180,9 +180,7 @@ class MiniWorker:
         from mini_pkd.train import lattice_loss
 
         dropout = DropoutKeys(rate, self.rng)
-        loss, rnnt, kl = lattice_loss(
-            self.model, self.teacher, self.batch, self.batch.features, self.settings, dropout
-        )
+        loss, rnnt, kl = lattice_loss(self.model, self.teacher, self.batch, self.batch.features, self.settings, dropout)
         loss.backward()
         return loss, rnnt, kl
 
@@ -290,7 +288,7 @@ def work(name, folder, compile):
 class Profile:
     """Seconds inside BLAS, inside numba kernels, and the rest: Python, and numpy's own loops.
 
-    Before mini_pkd is imported, `instrument()` arranges that every `a @ b` and np.matmul of its source passes a
+    Before mini_pkd is imported, `instrument()` arranges that every `a @ b` and matmul of its source passes a
     stop-watch; after a warm-up, when all kernels are compiled, every compiled function that Python calls gets one.
     """
 
@@ -306,8 +304,8 @@ class Profile:
             cls.calls[key] = cls.calls.get(key, 0) + 1
 
     @classmethod
-    def matmul(cls, where, *arguments, **keywords):
-        return cls.clock(("BLAS", where), np.matmul, *arguments, **keywords)
+    def product(cls, where, multiply, *arguments, **keywords):
+        return cls.clock(("BLAS", where), multiply, *arguments, **keywords)
 
     @classmethod
     def instrument(cls):
@@ -319,9 +317,9 @@ class Profile:
             def __init__(self, file):
                 self.file = file
 
-            def call(self, node, arguments, keywords=()):
+            def call(self, node, multiply, arguments, keywords=()):
                 where = ast.Constant(f"{self.file}:{node.lineno}")
-                new = ast.Call(ast.Name("_clocked_matmul", ast.Load()), [where, *arguments], list(keywords))
+                new = ast.Call(ast.Name("_clocked_product", ast.Load()), [where, multiply, *arguments], list(keywords))
                 return ast.copy_location(new, node)
 
             def visit_FunctionDef(self, node):
@@ -330,12 +328,17 @@ class Profile:
 
             def visit_BinOp(self, node):
                 self.generic_visit(node)
-                return self.call(node, [node.left, node.right]) if isinstance(node.op, ast.MatMult) else node
+                is_product = isinstance(node.op, ast.MatMult)
+                return (
+                    self.call(node, ast.parse("np.matmul").body[0].value, [node.left, node.right])
+                    if is_product
+                    else node
+                )
 
             def visit_Call(self, node):
                 self.generic_visit(node)
-                is_matmul = ast.unparse(node.func) == "np.matmul"
-                return self.call(node, node.args, node.keywords) if is_matmul else node
+                is_product = ast.unparse(node.func) in ("np.matmul", "matmul")  # numpy's, and that of threads.py
+                return self.call(node, node.func, node.args, node.keywords) if is_product else node
 
         class Loader(importlib.machinery.SourceFileLoader):
             def get_code(self, fullname):
@@ -344,12 +347,12 @@ class Profile:
                 return compile(tree, self.path, "exec")
 
             def exec_module(self, module):
-                module._clocked_matmul = cls.matmul
+                module._clocked_product = cls.product
                 super().exec_module(module)
 
         class Finder(importlib.abc.MetaPathFinder):
             def find_spec(self, fullname, path, target=None):
-                if not fullname.startswith("mini_pkd."):
+                if not fullname.startswith("mini_pkd.") or fullname == "mini_pkd.threads":
                     return None
                 spec = importlib.machinery.PathFinder.find_spec(fullname, path)
                 if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -365,7 +368,7 @@ class Profile:
 
         step()
         for name, module in list(sys.modules.items()):
-            if name.startswith("mini_pkd."):
+            if name.startswith("mini_pkd.") and name != "mini_pkd.threads":
                 for key, value in list(vars(module).items()):
                     compiled = getattr(value, "compiled", value)  # what simd.kernel has wrapped
                     if isinstance(compiled, Dispatcher):
