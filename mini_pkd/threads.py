@@ -102,9 +102,25 @@ def _gemm(typing, gemm, flip_a, flip_b, m, n, k, one, a, lda, b, ldb, c, ldc):
 ROWS, PLAIN, FLIPPED = 101, 111, 112  # CblasRowMajor, CblasNoTrans, CblasTrans
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _multiply(gemm, one, m, n, k, a, b, c, down, across):
-    """a, b, c: (address, flag, leading dimension, bytes from a row to the next, from a column to the next)."""
+@njit(inline="always")
+def _layout(matrix):
+    """(flag, leading dimension) as BLAS wants them; flag 0: its numbers lie side by side neither in rows nor columns."""
+    (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
+    if across == item and down >= columns * item:
+        return np.int32(PLAIN), down // item
+    if down == item and across >= rows * item:
+        return np.int32(FLIPPED), across // item
+    return np.int32(0), 0
+
+
+def _multiply(gemm, one, a, b, c, down, across):
+    """c = a b in down x across parts; False if BLAS cannot take the matrices as they lie.  Compiled by Pool."""
+    (flag_a, lda), (flag_b, ldb), (flag_c, ldc) = _layout(a), _layout(b), _layout(c)
+    if flag_a == 0 or flag_b == 0 or flag_c != PLAIN:
+        return False
+    (m, k), n = a.shape, b.shape[1]
+    start_a, start_b, start_c = a.ctypes.data, b.ctypes.data, c.ctypes.data
+    step_a, step_b, step_c, item = a.strides[0], b.strides[1], c.strides[0], c.itemsize
     tall = -(-m // (down * UNROLL)) * UNROLL
     wide = -(-n // (across * UNROLL)) * UNROLL
     for i in prange(down * across):  # as many iterations as threads: one each
@@ -112,20 +128,16 @@ def _multiply(gemm, one, m, n, k, a, b, c, down, across):
         rows, columns = min(tall, m - row), min(wide, n - column)
         if rows > 0 and columns > 0:
             _gemm(
-                gemm, np.int32(a[1]), np.int32(b[1]), rows, columns, k, one,
-                a[0] + row * a[3], a[2], b[0] + column * b[4], b[2], c[0] + row * c[3] + column * c[4], c[2],
+                gemm, flag_a, flag_b, rows, columns, k, one, start_a + row * step_a, lda,
+                start_b + column * step_b, ldb, start_c + row * step_c + column * item, ldc,
             )  # fmt: skip
+    return True
 
 
-def _described(matrix):
-    """How _multiply wants a matrix; None: its numbers do not lie side by side, in rows or in columns."""
-    (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
-    address = matrix.__array_interface__["data"][0]
-    if across == item and down >= columns * item:
-        return address, PLAIN, down // item, down, across
-    if down == item and across >= rows * item:
-        return address, FLIPPED, across // item, down, across
-    return None
+def _signature(number):
+    """Matrices of any layout, so that there is one version for each type of number and not one for each layout."""
+    seen, written = types.Array(number, 2, "A", readonly=True), types.Array(number, 2, "A")
+    return types.boolean(types.intp, number, seen, seen, written, types.intp, types.intp)
 
 
 def matmul(a, b, out=None):
@@ -138,14 +150,12 @@ def matmul(a, b, out=None):
     if gemm is None or m * n * k < WHOLE or b.dtype != a.dtype or b.shape[0] != k:
         return np.matmul(a, b, out=out)
     out = np.empty((m, n), a.dtype) if out is None else out
-    left, right, result = _described(a), _described(b), _described(out)
-    if left is None or right is None or result is None or result[1] != PLAIN or out.dtype != a.dtype:
-        return np.matmul(a, b, out=out)
     # every part packs its rows of a and its columns of b: as square as can be
     _, down, across = min((m / down + n / across, down, across) for down, across in POOL.grids)
     numba.set_num_threads(POOL.team(m * n * k))
-    _multiply(gemm, a.dtype.type(1), m, n, k, left, right, result, down, across)
-    return out
+    if out.dtype == a.dtype and POOL.multiply(gemm, a.dtype.type(1), a, b, out, down, across):
+        return out
+    return np.matmul(a, b, out=out)
 
 
 class OpenBLAS:
@@ -237,8 +247,10 @@ class Pool:
         gemm = {"f": blas.address("sgemm"), "d": blas.address("dgemm")}
         self.crowding = Crowding()
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when numba loads libgomp: below, at its first launch
-        nothing = (0, PLAIN, 1, 4, 4)
-        _multiply(0, np.float32(1), 0, 0, 0, nothing, nothing, nothing, 1, 1)
+        forms = [_signature(types.float32), _signature(types.float64)]
+        self.multiply = njit(forms, cache=True, parallel=True, nogil=True)(_multiply)
+        nothing = np.empty((0, 0), np.float32)
+        self.multiply(0, np.float32(1), nothing, nothing, nothing, 1, 1)
         if numba.threading_layer() != "omp":
             return
         self.grids = [(down, self.size // down) for down in range(1, self.size + 1) if self.size % down == 0]
