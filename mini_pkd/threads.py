@@ -104,7 +104,7 @@ ROWS, PLAIN, FLIPPED = 101, 111, 112  # CblasRowMajor, CblasNoTrans, CblasTrans
 
 @njit(inline="always")
 def _layout(matrix):
-    """(flag, leading dimension) as BLAS wants them; flag 0: its numbers lie side by side neither in rows nor columns."""
+    """(flag, leading dimension) as BLAS wants them; flag 0: numbers side by side neither in rows nor in columns."""
     (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
     if across == item and down >= columns * item:
         return np.int32(PLAIN), down // item
