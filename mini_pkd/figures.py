@@ -91,7 +91,7 @@ def _spread(runs):
 #
 # Lengths are points (1/72 inch) and y grows downwards.  The longest line of text is measured: all boxes are as wide.
 
-TITLE, NAME, SMALL, TINY = 11, 11, 9, 8  # sizes of type
+TITLE_SIZE, NAME_SIZE, TEXT_SIZE, ARROW_SIZE = 11, 11, 9, 8  # sizes of type
 GREY = "#444444"
 LINE = 14  # from one line of text to the next
 PAD = 9  # from a box to its text, between rows, and from the edge of the figure to what is drawn
@@ -154,13 +154,13 @@ def cascade_figure(runs, experiment=1):
     where = "parentheses" if runs.several else "brackets"
     title = f"{_title(runs, experiment)}: the cascade (WER in %, in {where} the {_spread(runs)})"
 
-    heads = [_text_width(box.name, NAME, "bold") + 2 * PAD + _text_width(box.label, SMALL) for box in boxes]
-    width = 2 * PAD + max(heads + [_text_width(line, SMALL) for lines in texts.values() for line in lines])
-    height = 2 * PAD + NAME + LINE * (1 + len(runs.test_sets))
+    heads = [_text_width(box.name, NAME_SIZE, "bold") + 2 * PAD + _text_width(box.label, TEXT_SIZE) for box in boxes]
+    width = 2 * PAD + max(heads + [_text_width(line, TEXT_SIZE) for lines in texts.values() for line in lines])
+    height = 2 * PAD + NAME_SIZE + LINE * (1 + len(runs.test_sets))
     columns, rows = 1 + max(box.column for box in boxes), 1 + max(box.row for box in boxes)
     drawn = columns * width + (columns - 1) * GAP
-    across = 2 * PAD + max(drawn, _text_width(title, TITLE))
-    left, top = (across - drawn) / 2, 3 * PAD + TITLE
+    across = 2 * PAD + max(drawn, _text_width(title, TITLE_SIZE))
+    left, top = (across - drawn) / 2, 3 * PAD + TITLE_SIZE
 
     def corner(row, column):
         """Where the box in this row and column begins, above and to the left."""
@@ -170,12 +170,12 @@ def cascade_figure(runs, experiment=1):
     figure = Figure(figsize=(across / 72, down / 72), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, across), ylim=(down, 0))
     axes.set_axis_off()
-    axes.text(across / 2, PAD + TITLE / 2, title, size=TITLE, ha="center", va="center")
+    axes.text(across / 2, PAD + TITLE_SIZE / 2, title, size=TITLE_SIZE, ha="center", va="center")
     for box in boxes:
         _draw_box(axes, box, texts[box.name], *corner(box.row, box.column), width, height)
     for row, role in {box.row: box.role for box in boxes if box.role in NOTES}.items():
         x, y = corner(row, 0)
-        axes.text(x + width / 2, y + height / 2, NOTES[role], size=SMALL, color=GREY, ha="center", va="center")
+        axes.text(x + width / 2, y + height / 2, NOTES[role], size=TEXT_SIZE, color=GREY, ha="center", va="center")
     _draw_arrows(axes, boxes, corner, width, height)
     return figure
 
@@ -187,11 +187,11 @@ def _draw_box(axes, box, lines, x, y, width, height):
     color, filled, linewidth, linestyle = BOXES[box.role]
     style = {"facecolor": to_rgba(color, filled), "edgecolor": color, "linewidth": linewidth, "linestyle": linestyle}
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=5", **style))
-    y += PAD + NAME / 2
-    axes.text(x + PAD, y, box.name, size=NAME, weight="bold", va="center")
-    axes.text(x + width - PAD, y, box.label, size=SMALL, color=GREY, ha="right", va="center")
+    y += PAD + NAME_SIZE / 2
+    axes.text(x + PAD, y, box.name, size=NAME_SIZE, weight="bold", va="center")
+    axes.text(x + width - PAD, y, box.label, size=TEXT_SIZE, color=GREY, ha="right", va="center")
     for i, line in enumerate(lines, start=1):
-        axes.text(x + PAD, y + 2 + i * LINE, line, size=SMALL, va="center")
+        axes.text(x + PAD, y + 2 + i * LINE, line, size=TEXT_SIZE, va="center")
 
 
 def _draw_arrows(axes, boxes, corner, width, height):
@@ -204,7 +204,9 @@ def _draw_arrows(axes, boxes, corner, width, height):
         if box.role == "progressive":
             if box.teacher == last.name:
                 axes.annotate("", (x, y + height / 2), (x - GAP, y + height / 2), arrowprops=arrow)
-                axes.text(x - GAP / 2, y + height / 2 - 7, "teaches", size=TINY, color=GREY, ha="center", va="center")
+                axes.text(
+                    x - GAP / 2, y + height / 2 - 7, "teaches", size=ARROW_SIZE, color=GREY, ha="center", va="center"
+                )
             last = box
         elif box.role == "direct":
             x_t, y_t = corner(0, 0)
@@ -233,6 +235,12 @@ def cascade_alt(runs, experiment=1):
 
 # --- Figures 2 and 3: WER against compression ----------------------------------------------------
 
+NAMES = {  # role: (how far the curve is set aside so that bars do not hide each other, where names stand, their side)
+    "progressive": (0.0, (0, 3), "center"),  # above the bar
+    "direct": (1.4, (6, -3), "left"),
+    "baseline": (-1.4, (-6, -3), "right"),
+}
+
 
 def compression_figure(runs, experiment=1):
     """Figure 2 or 3 of the paper, for one experiment, counted from 1: a panel for each test set."""
@@ -259,40 +267,12 @@ def compression_alt(runs, experiment=1):
 
 def _draw_panel(axes, runs, experiment, test_set):
     """One test set: three curves that begin at T1.  Returns whether there was anything to draw."""
-    ends = []
-    for role, style in SERIES.items():
-        names = ["T1", *(stage[role] for stage in experiment["stages"])]
-        points = []
-        for name in names:
-            wers, compression = runs.get(name, "wer", test_set), runs.compression(name)
-            if wers and compression is not None and math.isfinite(sum(wers)):
-                points.append((name, 100 * compression, 100 * sum(wers) / len(wers), *_bar(runs, name, test_set)))
-        if [name for name, *_ in points] in ([], ["T1"]):
-            continue
-        _, x, y, below, above = zip(*points, strict=True)
-        shift = {"progressive": 0.0, "direct": 1.4, "baseline": -1.4}[role]  # or the bars would hide each other
-        x = [x_i + (shift if x_i else 0) for x_i in x]
-        axes.errorbar(x, y, yerr=[below, above], capsize=2, elinewidth=0.8, linewidth=1.6, markersize=6, **style)
-        ends.append((y[-1], x[-1], role))
-        for i in range(1, len(points)):
-            if role == "direct" and points[i][0] == experiment["stages"][0]["progressive"]:
-                continue  # that point already has its name: it is the progressive curve's as well
-            # the name: left of the baseline, right of the direct, above the bar of the progressive student
-            top = y[i] + above[i] if role == "progressive" else y[i]
-            offset, side = {
-                "progressive": ((0, 3), "center"),
-                "direct": ((6, -3), "left"),
-                "baseline": ((-6, -3), "right"),
-            }[role]
-            axes.annotate(
-                points[i][0],
-                (x[i], top),
-                xytext=offset,
-                textcoords="offset points",
-                ha=side,
-                color=style["color"],
-                fontsize=8,
-            )
+    ends = []  # (y, x, role) of the last point of each curve
+    for role in SERIES:
+        points = _points(runs, ["T1", *(stage[role] for stage in experiment["stages"])], test_set)
+        if {name for name, *_ in points} - {"T1"}:
+            named = {experiment["stages"][0]["progressive"]} if role == "direct" else set()  # it has its name already
+            ends.append((*_draw_curve(axes, role, points, named), role))
     teacher = runs.mean("T1", "wer", test_set)
     if teacher is not None and math.isfinite(teacher):
         axes.axhline(100 * teacher, color="#BBBBBB", linewidth=0.8, zorder=0)
@@ -307,6 +287,34 @@ def _draw_panel(axes, runs, experiment, test_set):
     axes.margins(x=0.08, y=0.12)
     _label_ends(axes, ends)
     return bool(ends)
+
+
+def _points(runs, names, test_set):
+    """[(name, compression %, WER %, length of the bar below, above)] of the models that have a WER to draw."""
+    points = []
+    for name in names:
+        wers, compression = runs.get(name, "wer", test_set), runs.compression(name)
+        if wers and compression is not None and math.isfinite(sum(wers)):
+            points.append((name, 100 * compression, 100 * sum(wers) / len(wers), *_bar(runs, name, test_set)))
+    return points
+
+
+def _draw_curve(axes, role, points, named):
+    """Bars, markers, a line, and the names but T1's and those `named` elsewhere.  Returns (y, x) of the last point."""
+    from matplotlib.patheffects import withStroke
+
+    names, x, y, below, above = zip(*points, strict=True)
+    shift, offset, side = NAMES[role]
+    x = [x_i + (shift if x_i else 0) for x_i in x]
+    style = SERIES[role]
+    axes.errorbar(x, y, yerr=[below, above], capsize=2, elinewidth=0.8, linewidth=1.6, markersize=6, **style)
+    for i in range(1, len(points)):
+        if names[i] not in named:
+            top = y[i] + above[i] if role == "progressive" else y[i]
+            label = {"textcoords": "offset points", "ha": side, "color": style["color"], "fontsize": 8}
+            halo = [withStroke(linewidth=2.5, foreground="white")]  # a line may run through the name
+            axes.annotate(names[i], (x[i], top), xytext=offset, path_effects=halo, zorder=4, **label)
+    return y[-1], x[-1]
 
 
 def _bar(runs, name, test_set):
