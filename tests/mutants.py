@@ -238,7 +238,7 @@ MUTANTS = [
         ("p without ties", "sums[:, 0] <= sums[:, 1]", "sums[:, 0] < sums[:, 1]"),
     ),
     *of(
-        "report.py", "test_report.py",
+        "findings.py", "test_findings.py",
         ("the report reads a test from the wrong side", "(-difference, -high, -low, p)", "(difference, low, high, p)"),
         ("an interval that begins below zero is enough",
          "sum(high < 0 for _, _, high, _ in here)", "sum(low < 0 for _, low, *_ in here)"),
