@@ -185,8 +185,8 @@ def test_no_pool_where_blas_is_to_use_one_thread():
 def test_the_number_of_threads_changes_no_bit_of_a_kernel():
     """The LSTM's step once did: with two or three utterances left, two threads have a row or two each."""
     script = """
+from mini_pkd.fused import layer_norm
 from mini_pkd.lstm import lstm
-from mini_pkd.ops import layer_norm
 from mini_pkd.tensor import Tensor
 
 def gradients(team):
