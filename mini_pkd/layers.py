@@ -107,12 +107,8 @@ NO_DROPOUT = DropoutKeys(0.0)
 
 
 def demo():
-    class Pair(Module):
-        def __init__(self, rng):
-            self.norm = LayerNorm(3)
-            self.halves = [Linear(3, 2, rng), Linear(3, 2, rng)]
-
-    pair = Pair(np.random.default_rng(0))
+    rng, pair = np.random.default_rng(0), Module()
+    pair.norm, pair.halves = LayerNorm(3), [Linear(3, 2, rng), Linear(3, 2, rng)]
     for name, p in pair.named_parameters().items():
         print(f"{name:18s} {p.shape}")
     print("numbers in all:", pair.num_parameters(), "= 2 x 3 + 2 x (3 x 2 + 2)")

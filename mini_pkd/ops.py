@@ -84,10 +84,8 @@ def layer_norm_readable(x, gain, bias, swish=False, epsilon=1e-5):
     r = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + epsilon)  # (N, 1)
     h = centred * r
 
-    def backward(g):
-        a = (
-            g * gain.data
-        )  # without what shifts the row, and what stretches it: the norm undoes both, so they have no effect
+    def backward(g):  # dx neither shifts nor stretches its row: the norm undoes both, so they would change nothing
+        a = g * gain.data
         dx = r * (a - a.mean(axis=1, keepdims=True) - h * (a * h).mean(axis=1, keepdims=True))
         return dx, (g * h).sum(axis=0), g.sum(axis=0)
 
@@ -100,8 +98,7 @@ def layer_norm_readable(x, gain, bias, swish=False, epsilon=1e-5):
 
 def linear_readable(x, weight, bias=None):
     """x W + b: (N, I) x (I, O) -> (N, O)."""
-    y = x @ weight
-    return y if bias is None else y + bias
+    return x @ weight if bias is None else x @ weight + bias
 
 
 def linear_columns_readable(x, weight, bias):
@@ -135,7 +132,6 @@ def demo():
     one, zero = np.ones(3), np.zeros(3)
     x = Tensor(np.array([[1.0, 2.0, 3.0]]))
     print("swish of 1 2 3:      ", np.round(swish(x).data[0], 3), " (1 / (1 + e^-1) = 0.731)")
-    print("softmax of 1 2 3:    ", np.round(softmax(x).data[0], 3), " (each e times the one before)")
     print("layer norm of 1 2 3: ", np.round(layer_norm_readable(x, Tensor(one), Tensor(zero)).data[0], 3))
     dropped = dropout_readable(Tensor(np.ones((1, 12))), 0.25, key=1).data[0]
     print("dropout 0.25 of ones:", np.round(dropped, 2), " (survivors are 1 / 0.75)")

@@ -35,14 +35,14 @@ def learning_rate(step, total, peak, warmup, floor=0.0):
 
 
 def global_norm_readable(g):
-    """The length of the gradient of all parameters, taken as one long vector."""
+    """The length of the gradient of all parameters, taken as one vector."""
     return math.sqrt((g.astype(np.float64) ** 2).sum())
 
 
 def clip_factor(norm, clip):
     """What to multiply a gradient of this norm by so that it is no longer than `clip` (0 or None: any length).
 
-    It keeps its direction.  One loss that explodes then moves the weights no further than any other.
+    It keeps its direction.  A huge gradient would fill m and v for many steps to come.
 
     >>> clip_factor(50.0, 5.0), clip_factor(3.0, 5.0)
     (0.1, 1.0)
@@ -54,10 +54,7 @@ def adam_step_readable(w, g, m, v, t, rate):
     """Step t = 1, 2, ... of Kingma & Ba's algorithm 1, on arrays of one shape: -> the new (w, m, v)."""
     m = BETA1 * m + (1 - BETA1) * g  # where the gradients point, lately
     v = BETA2 * v + (1 - BETA2) * g**2  # how large they are, lately
-    m_hat, v_hat = (
-        m / (1 - BETA1**t),
-        v / (1 - BETA2**t),
-    )  # m and v began at 0: without this they are too small at first
+    m_hat, v_hat = m / (1 - BETA1**t), v / (1 - BETA2**t)  # m and v began at 0, and are too small at first
     return w - rate * m_hat / (np.sqrt(v_hat) + EPSILON), m, v
 
 
@@ -72,8 +69,7 @@ class Adam:
         tensors = list(module.named_parameters().values())
         if len({p.data.dtype for p in tensors}) != 1:  # concatenate would quietly make all of them float64
             raise TypeError("parameters of one module must have one dtype")
-        self.clip = clip
-        self.steps = 0
+        self.clip, self.steps = clip, 0
         self.values = np.concatenate([p.data.ravel() for p in tensors])
         self.gradients, self.m, self.v = (np.zeros_like(self.values) for _ in range(3))
         start = 0
@@ -137,11 +133,8 @@ def _adam(w, g, m, v, shrink, rate, correct2):
 def demo():
     from .layers import Module, parameter
 
-    class Point(Module):
-        def __init__(self):
-            self.w = parameter(np.zeros(1, np.float32))
-
-    point = Point()
+    point = Module()
+    point.w = parameter(np.zeros(1, np.float32))
     adam = Adam(point, clip=1.0)
     for step in range(1, 201):
         point.w.grad += 2 * (point.w.data - 3)  # of (w - 3)^2

@@ -4,22 +4,20 @@
     z.backward(ones)       now w.grad holds, for each number in w, how much the sum of z changes with it
 
 An operation computes its value with numpy or numba and calls `record(value, parents, backward)`, where
-`backward(cotangent)` returns one gradient per parent.  A cotangent is what has arrived at a result from above: the
-gradient of the final number with respect to this result.  The operators +, - , * and @ are here; ops.py has the rest.
+`backward(cotangent)` returns one gradient per parent.  The cotangent of a result is the gradient of the final number
+with respect to it, summed over all that used it.  The operators +, -, * and @ are here; ops.py has the rest.
 
 Reverse-mode differentiation is then bookkeeping: visit the results from the newest to the oldest, hand each its
-accumulated cotangent, and add what its `backward` returns to its parents.  A result is always newer than its parents,
-so sorting by creation number *is* a topological order, and no recursion is needed: a chain of a million operations
-works as well as a chain of three.
+cotangent, and add what its `backward` returns to its parents.  A result is always newer than its parents, so sorting by
+creation number *is* a topological order, and no recursion is needed: a chain of a million operations works, too.
 
 Two rules keep this right:
 
 - Nobody writes into an array that the tape still needs: an operation's inputs and outputs are
   read-only from the moment they are recorded.
-- A gradient array that was handed in belongs to whoever made it (it may be shared by two parents, as in x + y), so the
-  tape never adds into it in place; it makes its own sum on the second contribution.
-  Parameters are the exception: `grad` of a leaf may be preset to a buffer (optimizer.py lays all of them
-  end to end), and gradients are then added into that buffer.
+- The tape never adds into a gradient array that an operation returned, because two parents may share it, as in x + y;
+  it makes its own sum on the second contribution.  A leaf's `grad` may be preset to a buffer, and gradients are then
+  added into that buffer (optimizer.py lays those of all parameters end to end).
 
 Left out on purpose: second derivatives, views, in-place operations, devices.
 """
@@ -31,6 +29,7 @@ import threading
 import numpy as np
 
 _serial = itertools.count()
+_consumed = object()  # stands where backward() has dropped a closure
 
 
 # --- a value that remembers how it was made -------------------------------------------------------
@@ -49,12 +48,9 @@ class Tensor:
 
     def __init__(self, data, requires_grad=False):
         self.data = np.asarray(data)
-        self.grad = None
-        self.requires_grad = requires_grad
-        self._parents = ()
-        self._backward = None
-        self._adds = False
-        self._serial = next(_serial)
+        self.grad, self.requires_grad = None, requires_grad
+        self._parents, self._backward, self._adds = (), None, False
+        self._serial = next(_serial)  # grows: results are newer than their parents
 
     @property
     def shape(self):
@@ -63,8 +59,8 @@ class Tensor:
     def __repr__(self):
         return f"Tensor{self.data.shape}, {self.data.dtype}{', requires_grad' if self.requires_grad else ''}"
 
-    # Each operator: the value, and what a cotangent g means for the two inputs.  Either may be broadcast, as a bias is,
-    # and `other` may be a number or an array, a constant.
+    # Each operator: the value, and what its cotangent g means for the two inputs.  Either may be broadcast, as a bias
+    # is, and `other` may be a number or an array, which is a constant.
 
     def __add__(self, other):
         other = self._constant(other)
@@ -116,8 +112,7 @@ class Tensor:
         if self._backward is None:
             _add_to_leaf(self, cotangent)
             return
-        nodes = _recorded(self)
-        nodes.sort(key=lambda node: node._serial)
+        nodes = sorted(_recorded(self), key=lambda node: node._serial)
         cotangents = {id(self): cotangent}
         ours = set()  # cotangents that we summed ourselves, so may add to in place
         while nodes:
@@ -153,15 +148,14 @@ class Tensor:
 
 def _sum_to(gradient, parent):
     """Undo numpy's broadcasting: a number that was used several times collects the gradients of all its uses."""
-    shape = parent.shape
-    if gradient.shape != shape:
-        gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))  # axes that broadcasting put in front
-        gradient = gradient.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
+    if gradient.shape != parent.shape:
+        gradient = gradient.sum(axis=tuple(range(gradient.ndim - parent.data.ndim)))  # axes that were put in front
+        gradient = gradient.sum(axis=tuple(i for i, size in enumerate(parent.shape) if size == 1), keepdims=True)
     return gradient
 
 
 def _recorded(root):
-    """Every operation's result that backward() has to pass through, `root` included, leaves not."""
+    """All results of operations that backward() has to pass through: `root` too, but no leaves."""
     seen, found, stack = {id(root)}, [], [root]
     while stack:
         node = stack.pop()
@@ -180,10 +174,6 @@ def _add_to_leaf(leaf, cotangent):
         leaf.grad = cotangent.copy()  # ours from now on: the cotangent may be shared
     else:
         leaf.grad += cotangent
-
-
-def _consumed(cotangent):
-    raise AssertionError("never called: a marker for nodes whose closure backward() has dropped")
 
 
 def record(value, parents, backward, adds=False):
@@ -230,13 +220,10 @@ def no_grad():
 
 def demo():
     x, w, y = (Tensor(np.array(a, float), requires_grad=True) for a in ([[1, 2]], [[1, 0], [3, -1]], [[2, 5]]))
-    product = x @ w
-    z = product * y
+    print(f"x = {x.data.tolist()}, w = {w.data.tolist()}, y = {y.data.tolist()}; x @ w = {(x @ w).data.tolist()}")
+    z = (x @ w) * y
     z.backward(np.ones(z.shape))
-    print(f"x = {x.data.tolist()}, w = {w.data.tolist()}, y = {y.data.tolist()}")
-    print(f"x @ w       = {product.data.tolist()}")
-    print(f"(x @ w) * y = {z.data.tolist()}")
-    print("and the gradients of the sum of these two numbers:")
+    print(f"(x @ w) * y = {z.data.tolist()}, and the gradients of the sum of these two numbers:")
     print(f"d/dy = x @ w = {y.grad.tolist()}")
     print(f"d/dx = y @ w^T = {x.grad.tolist()}   (2 * 1 + 5 * 0, 2 * 3 + 5 * -1)")
     print(f"d/dw = x^T @ y = {w.grad.tolist()}")

@@ -107,7 +107,7 @@ def test_strided_and_read_only_cotangents():
     np.testing.assert_allclose(x.grad, y.grad, atol=1e-14)
 
 
-# --- dropout ------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -152,7 +152,7 @@ def test_the_largest_key_of_32_bits():
     assert 0.05 < (fused.dropout(Tensor(np.ones((50, 40))), 0.1, 2**32 - 1).data == 0).mean() < 0.15
 
 
-# --- numbers at the edges -----------------------------------------------------------------------------------
+# --- numbers at the edges -------------------------------------------------------------------------
 
 
 def test_layer_norm_of_rows_with_a_large_mean():

@@ -45,6 +45,21 @@ def test_a_softmax_whose_backward_returns_zeros_is_caught(seed):
     assert gradcheck(lambda x: softmax(x, lambda g, p: p * g), [x], seed=seed) > 1e-3
 
 
+def test_a_cotangent_of_ones_hides_a_softmax_whose_backward_returns_zeros():
+    """Nothing of the sum of a row changes, and nothing is what backward claims."""
+    x = rng.standard_normal((3, 5))
+    zeros = lambda x: softmax(x, lambda g, p: np.zeros_like(g))  # noqa: E731
+    for ones in (1, np.ones((3, 5))):
+        assert gradcheck(zeros, [x], cotangent=ones) < 1e-6
+    assert gradcheck(zeros, [x], cotangent=[1, 0, 0, 0, 0]) > 0.5
+    assert gradcheck(zeros, [x]) > 0.5
+    assert gradcheck(ops.softmax, [x]) < 1e-8
+
+
+def test_a_cotangent_that_the_caller_gives_does_not_hide_other_errors():
+    assert 0.9e-3 < gradcheck(tanh_with_error(1.001), [rng.standard_normal((3, 4))], cotangent=2.0) < 1.1e-3
+
+
 def test_one_wrong_element_of_many_is_caught():
     def wrong(x):
         def backward(g):
