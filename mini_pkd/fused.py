@@ -109,11 +109,11 @@ def _add_bias_columns(y, bias):
 
 
 def _input_gradient(x, g, weight):
-    return matmul(g, weight.data.T) if x.requires_grad else None  # features need none: that GEMM is saved
+    return matmul(g, weight.data.T) if x.requires_grad else None  # features need none: that saves a product
 
 
 def column_sum(g):
-    """Sum over rows, (N, O) -> (O,): as a matrix product, because that reads g once with all threads."""
+    """The sum over rows, (N, O) -> (O,), as a matrix product, because that reads g once with all threads."""
     return matmul(np.ones((1, len(g)), dtype=g.dtype), g)[0]
 
 
@@ -148,11 +148,11 @@ def _bias_dropout_residual(x, y, bias, factor, rate, key):
 
 
 def feed_forward(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
-    """x + factor dropout(dropout(swish(h W + b)) V + c): x, h (N, D) -> (N, D), with W (D, I) and V (I, D).
+    """x + factor dropout(linear(dropout(swish(linear(h))))): x, h (N, D) -> (N, D), with wide (D, I) and narrow (I, D).
 
-    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Of the I
-    columns, several times as wide as all the rest, only h W is kept: backward makes the activations again,
-    in the pass that needs the same exponentials anyway.
+    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Rows of I
+    columns are several times as wide as all others, so only one array of them is kept, h times `wide`: backward makes
+    the activations again, in the pass that needs the same exponentials anyway.
     """
     z = matmul(h.data, wide.data)  # (N, I); overwritten by its gradient in backward
     activations = np.empty_like(z)
@@ -183,7 +183,7 @@ def _bias_swish_dropout(z, bias, rate, key, out):
         for d in range(D):
             v = z[n, d] + bias[d]
             out[n, d] = grow * v / (one + exp(-v))
-        if threshold > 0:  # not so in teachers, and in decoding
+        if threshold > 0:  # teachers and decoding drop nothing
             for d in range(D):
                 out[n, d] = out[n, d] if random_bits(start, d) >= threshold else zero
 
@@ -251,7 +251,7 @@ def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
     mean, inverse = np.empty(N, dtype=y.dtype), np.empty(N, dtype=y.dtype)
     _layer_norm(x.data, gain.data, bias.data, epsilon, swish, y, mean, inverse)
 
-    def backward(g, pending):  # a residual branch has already sent x its share: added here, it costs no pass of its own
+    def backward(g, pending):  # what the residual branch has sent to x already is added here, in the same pass
         dx = np.empty_like(x.data)
         partial = np.zeros((BLOCKS, 2, D), dtype=dx.dtype)
         _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, pending, dx, partial)

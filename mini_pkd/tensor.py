@@ -76,6 +76,7 @@ class Tensor:
 
     def __matmul__(self, other):
         """The product of two matrices, (N, I) @ (I, O)."""
+        other = self._constant(other)
         return record(self.data @ other.data, [self, other], lambda g: (g @ other.data.T, self.data.T @ g))
 
     def __neg__(self):
