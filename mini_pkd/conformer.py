@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import UserError, ops
+from . import UserError, fused
 from .attention import causal_attention
 from .convolution import depthwise_convolution, max_pool, pooled_lengths
 from .layers import NO_DROPOUT, LayerNorm, Linear, Module, parameter
@@ -65,7 +65,7 @@ class FeedForward(Module):
 
     def __call__(self, x, dropout):
         weights = self.wide.weight, self.wide.bias, self.narrow.weight, self.narrow.bias
-        return ops.feed_forward(x, self.norm(x), *weights, 0.5, dropout.next(), dropout.next())
+        return fused.feed_forward(x, self.norm(x), *weights, 0.5, dropout.next(), dropout.next())
 
 
 class Attention(Module):
@@ -80,14 +80,14 @@ class Attention(Module):
         self.out = Linear(width, width, rng, dtype)
 
     def __call__(self, x, lengths, dropout, memory=None):
-        qkv = ops.linear_columns(self.norm(x), self.qkv.weight, self.qkv.bias)  # (3D, N)
+        qkv = fused.linear_columns(self.norm(x), self.qkv.weight, self.qkv.bias)  # (3D, N)
         context = None
         if memory is not None:
             qkv, remembered = memory.extend("qkv", qkv, self.positions.shape[0] - 1, axis=1)
             context = np.array([remembered])
         attended = causal_attention(qkv, self.positions, lengths, self.heads, context)  # (D, N)
         out = self.out
-        return ops.linear_dropout_residual(x, attended, out.weight, out.bias, 1.0, *dropout.next(), columns=True)
+        return fused.linear_dropout_residual(x, attended, out.weight, out.bias, 1.0, *dropout.next(), columns=True)
 
 
 class Convolution(Module):
@@ -104,12 +104,12 @@ class Convolution(Module):
         self.out = Linear(width, width, rng, dtype)
 
     def __call__(self, x, lengths, dropout, memory=None):
-        h = ops.linear_glu(self.norm(x), self.gated.weight, self.gated.bias)  # (N, D)
+        h = fused.linear_glu(self.norm(x), self.gated.weight, self.gated.bias)  # (N, D)
         context = 0
         if memory is not None:
             h, context = memory.extend("conv", h, len(self.kernel.data) - 1)
         h = self.inner_norm(depthwise_convolution(h, self.kernel, self.bias, lengths, context))
-        return ops.linear_dropout_residual(x, h, self.out.weight, self.out.bias, 1.0, *dropout.next())
+        return fused.linear_dropout_residual(x, h, self.out.weight, self.out.bias, 1.0, *dropout.next())
 
 
 class Block(Module):

@@ -9,7 +9,7 @@ the joint's output matrix (transducer.py): one tensor with two uses.
 
 import numpy as np
 
-from . import ops
+from . import fused
 from .layers import NO_DROPOUT, Embedding, Module, parameter
 from .lstm import lstm, lstm_step
 from .ragged import row_starts
@@ -47,7 +47,7 @@ class Predictor(Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, np.asarray(label_lengths) + 1)
             if i > 0:  # "after every layer but the first"
-                x = ops.dropout(x, *dropout.next())
+                x = fused.dropout(x, *dropout.next())
         return x
 
     def step(self, symbols, state):

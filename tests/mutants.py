@@ -206,18 +206,18 @@ MUTANTS = [
         ("the first block drops", "NO_DROPOUT if i == 0 else dropout", "dropout"),
     ),
     *of(
-        "ops.py", "test_ops.py",
+        "fused.py", "test_fused.py",
         ("dropout does not scale up", "x.dtype.type(factor / (1.0 - rate)), x.dtype", "x.dtype.type(factor), x.dtype"),
     ),
     *of(
-        "ops.py", "test_ops.py::test_layer_norm_adds_what_others_have_sent",
+        "fused.py", "test_fused.py::test_layer_norm_adds_what_others_have_sent",
         ("layer norm forgets what is pending", "if pending is not None:", "if pending is not None and N < 0:"),
     ),
     # --- Adam -------------------------------------------------------------------------------------------------------
     *of(
         "optimizer.py", "test_optimizer.py",
         ("Adam without its bias correction", "1 - BETA1**self.steps, 1 - BETA2**self.steps", "1.0, 1.0"),
-        ("every gradient has the clip's norm", "min(1.0, self.clip / norm)", "self.clip / norm"),
+        ("every gradient has the clip's norm", "min(1.0, clip / norm)", "clip / norm"),
         ("a rate that does not fall to its floor", "math.cos(math.pi * progress)", "math.cos(progress)"),
     ),
     # --- decoding, scoring, reporting -------------------------------------------------------------------------------

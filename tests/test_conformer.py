@@ -283,7 +283,7 @@ def test_rows_masked_to_zero_do_not_blow_up_a_new_network():
 def test_every_parameter_gets_a_gradient():
     encoder = make()
     out, _ = encoder(Tensor(features(0, 60)), [60])
-    ops.total(ops.multiply(out, out)).backward()
+    ops.total(out * out).backward()
     for name, p in encoder.named_parameters().items():
         # The window reaches further back than the rows that are left after pooling: those positions are unused.
         assert p.grad is not None and np.isfinite(p.grad).all() and p.grad.any(), name
