@@ -181,7 +181,7 @@ MUTANTS = [
         ("a label where the start symbol belongs", "row_starts(label_lengths), 0)", "row_starts(label_lengths), 1)"),
     ),
     *of(
-        "attention.py", "test_attention.py",
+        "attention_kernel.py", "test_attention.py",
         ("attention looks a row ahead",
          "at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 3",
          "at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 2"),
