@@ -51,11 +51,11 @@ def causal_attention_readable(qkv, positions, lengths, heads):
 #     distance 1      0    1<-0   2<-1   3<-2       each line: queries t and keys t - i are two stretches of the
 #     distance 2      0      0    2<-0   3<-1       same rows, one shifted by i
 #
-# So here, and only here, the rows of the batch lie along the *last* axis: queries, keys and values come as (3D, N),
-# and a step of the loops below is one long operation on contiguous numbers, whatever the width of a head.
+# So here, and only here, rows lie along the *last* axis, and each step of the loops below is one long operation on
+# contiguous numbers, whatever the width of a head.
 #
 # Streaming puts `past` rows of context in front of an utterance: their keys and values are attended to, and they
-# have no query and no output.  Query t is then row past + t.
+# have no query and no output.  Query t then stands at row past + t.
 
 
 def pairs_at(i, past, T):
@@ -68,64 +68,45 @@ def pairs_at(i, past, T):
     return slice(first, T), slice(past + first - i, past + T - i)
 
 
-def attend_readable(qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, out):
-    """qkv (3D, M), positions (W, D) -> fills probabilities (H, W, N) and out (D, N).
+def attend_readable(q, k, v, r):
+    """One head of one utterance: q (C, T), k and v (C, past + T), r (W, C) -> weights p (W, T), out (C, T)."""
+    (C, T), W = q.shape, len(r)
+    past = k.shape[1] - T
+    s = np.full((W, T), -np.inf, q.dtype)
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        s[i, t] = (q[:, t] * (k[:, m] + r[i][:, None])).sum(axis=0) / np.sqrt(C)
+    p = np.exp(s - s.max(axis=0))
+    p /= p.sum(axis=0)
+    out = np.zeros_like(q)
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        out[:, t] += p[i, t] * v[:, m]
+    return p, out
 
-    Utterance b has context[b] + lengths[b] columns of qkv from first_rows[b] on, and lengths[b] columns of the
-    results from out_starts[b] on.  probabilities[h, i, n] is what output n takes from the row i before it.
+
+def attend_backward_readable(g, q, k, v, r, p):
+    """g (C, T), the gradient of out -> gradients of q, k, v and of the scores s (W, T).  The last line comes first:
+
+        out_t = sum_i p_i[t] v_{t-i}                  dp_i[t] = g_t . v_{t-i}        dv_{t-i} += p_i[t] g_t
+        p = softmax(s)                                ds_i = p_i (dp_i - sum_j p_j dp_j)
+        s_i[t] = q_t . (k_{t-i} + r_i) / sqrt(C)      dq_t += ds_i[t] (k_{t-i} + r_i)    dk_{t-i} += ds_i[t] q_t
+
+    where ds has the 1 / sqrt(C) in it already.
     """
-    W, D = positions.shape
-    C = D // heads
-    for b, h in np.ndindex(len(lengths), heads):
-        T, past = lengths[b], context[b]
-        mine, rows = slice(out_starts[b], out_starts[b] + T), slice(first_rows[b], first_rows[b] + past + T)
-        q, k, v = qkv[:, rows].reshape(3, heads, C, past + T)[:, h]  # (C, past + T) each
-        q, r = q[:, past:], positions[:, h * C : (h + 1) * C, None]  # (C, T), (W, C, 1)
-        s = np.full((W, T), -np.inf, qkv.dtype)
-        for i in range(W):
-            t, m = pairs_at(i, past, T)
-            s[i, t] = (q[:, t] * (k[:, m] + r[i])).sum(axis=0) / np.sqrt(C)
-        p = np.exp(s - s.max(axis=0))
-        p /= p.sum(axis=0)
-        y = np.zeros((C, T), qkv.dtype)
-        for i in range(W):
-            t, m = pairs_at(i, past, T)
-            y[:, t] += p[i, t] * v[:, m]
-        probabilities[h, :, mine], out[h * C : (h + 1) * C, mine] = p, y
-
-
-def attend_backward_readable(g, qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, dqkv):
-    """g (D, N), the gradient of out -> fills dqkv (3D, M); the gradient of the scores replaces the probabilities.
-
-    Each line of the forward pass, the last one first:
-
-        out_t = sum_i p_i[t] v_{t-i}              dp_i[t] = g_t . v_{t-i}        dv_{t-i} += p_i[t] g_t
-        p = softmax(s)                            ds_i = p_i (dp_i - sum_j p_j dp_j)
-        s_i[t] = q_t . (k_{t-i} + r_i) / sqrt(C)  dq_t += ds_i[t] (k_{t-i} + r_i)    dk_{t-i} += ds_i[t] q_t
-
-    where ds has taken the 1 / sqrt(C) with it.
-    """
-    W, D = positions.shape
-    C = D // heads
-    for b, h in np.ndindex(len(lengths), heads):
-        T, past = lengths[b], context[b]
-        mine, rows = slice(out_starts[b], out_starts[b] + T), slice(first_rows[b], first_rows[b] + past + T)
-        q, k, v = qkv[:, rows].reshape(3, heads, C, past + T)[:, h]
-        q, r, go = q[:, past:], positions[:, h * C : (h + 1) * C, None], g[h * C : (h + 1) * C, mine]
-        dq, dk, dv = d = np.zeros((3, C, past + T), qkv.dtype)
-        p = probabilities[h, :, mine]
-        dp = np.zeros_like(p)
-        for i in range(W):
-            t, m = pairs_at(i, past, T)
-            dp[i, t] = (go[:, t] * v[:, m]).sum(axis=0)
-            dv[:, m] += p[i, t] * go[:, t]
-        ds = p * (dp - (p * dp).sum(axis=0)) / np.sqrt(C)
-        for i in range(W):
-            t, m = pairs_at(i, past, T)
-            dq[:, past:][:, t] += ds[i, t] * (k[:, m] + r[i])
-            dk[:, m] += ds[i, t] * q[:, t]
-        probabilities[h, :, mine] = ds
-        dqkv.reshape(3, heads, C, -1)[:, h, :, rows] = d
+    (C, T), W = q.shape, len(r)
+    past = k.shape[1] - T
+    dq, dk, dv, dp = (np.zeros_like(a) for a in (q, k, v, p))
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        dp[i, t] = (g[:, t] * v[:, m]).sum(axis=0)
+        dv[:, m] += p[i, t] * g[:, t]
+    ds = p * (dp - (p * dp).sum(axis=0)) / np.sqrt(C)
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        dq[:, t] += ds[i, t] * (k[:, m] + r[i][:, None])
+        dk[:, m] += ds[i, t] * q[:, t]
+    return dq, dk, dv, ds
 
 
 # --- the operation ----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The kernels of attention.py: the loops over distances of `attend_readable`, unrolled, in tiles, on all threads.
+"""The kernels of attention.py: the loops over distances of `attend_readable`, unrolled, for all utterances and heads.
 
-The arguments are those of attention.py's readable versions, and so is the arithmetic.  What is added is speed only:
-one task per (utterance, head), queries in tiles whose scores stay in the cache, several distances a pass.
+The batch comes as attention.py has it: queries, keys and values below each other, qkv (3D, M), with the rows of the
+batch along the last axis.  Utterance b has context[b] + lengths[b] columns of qkv, from first_rows[b] on, and
+lengths[b] columns of everything that has an entry per query, from out_starts[b] on.
 """
 
 import numpy as np
@@ -9,7 +10,8 @@ from numba import njit, prange
 
 from .simd import REORDER, exp, kernel
 
-# All of it is three operations, each on a few distances at a time so that what is loaded is used several times:
+# One task per (utterance, head).  All of it is three operations, each on a few distances at a time so that what
+# is loaded is used several times:
 #
 #     scores      s_i[t] = sum_c q_c[t] (k_c[t-i] + r_ic)                  and dp_i = scores of dout and v
 #     mix         out_c[t] = sum_i p_i[t] v_c[t-i]                         and dq = mix of ds and k + r
@@ -113,6 +115,7 @@ def _position_vectors(positions, c0, C):
 
 @kernel(weight=16, readable="attention.attend_readable")
 def attend(qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, out):
+    """Fills out (D, N) and probabilities (H, W, N): [h, i, n] is what output n takes from the row i before it, or 0."""
     W, D = positions.shape
     C = D // heads
     shrink, zero, one = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0), qkv.dtype.type(1)
@@ -159,7 +162,7 @@ def attend(qkv, positions, out_starts, first_rows, lengths, context, heads, prob
 
 @kernel(weight=16, readable="attention.attend_backward_readable")
 def attend_backward(g, qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, dqkv):
-    # dp_i = dout . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C), which replaces p_i in `probabilities`
+    """Fills dqkv (3D, M) from g (D, N); the gradient of the scores replaces the probabilities."""
     W, D = positions.shape
     C = D // heads
     shrink, zero = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0)

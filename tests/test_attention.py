@@ -69,33 +69,50 @@ def layouts(seed):
     return np.ascontiguousarray(qkv.T), positions, layout, int(lengths.sum())
 
 
+def one_by_one(qkv, positions, out_starts, first_rows, lengths, context, heads):
+    """(own columns of the results, own columns of qkv, own channels, (q, k, v, r)) of each utterance and head."""
+    D = positions.shape[1]
+    for b, h in np.ndindex(len(lengths), heads):
+        rows = slice(first_rows[b], first_rows[b] + context[b] + lengths[b])
+        c = slice(h * D // heads, (h + 1) * D // heads)
+        q, k, v = qkv[:D][c, rows][:, context[b] :], qkv[D : 2 * D][c, rows], qkv[2 * D :][c, rows]
+        yield h, slice(out_starts[b], out_starts[b] + lengths[b]), rows, c, (q, k, v, positions[:, c])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_kernels_equal_the_loops_over_distances(seed):
-    """Forward and backward, every array that they fill."""
+    """Forward and backward, every number that they write."""
     qkv, positions, layout, N = layouts(seed)
     (W, D), heads = positions.shape, layout[-1]
     g = np.random.default_rng(seed).standard_normal((D, N))
-    found = []
-    for forward, backward in ((attend_readable, attend_backward_readable), (attend, attend_backward)):
-        # Filled with NaN first, because all of it must be written.
-        p, out, dqkv = (np.full(shape, np.nan) for shape in ((heads, W, N), (D, N), qkv.shape))
-        forward(qkv, positions, *layout, p, out)
-        ds = p.copy()
-        backward(g, qkv, positions, *layout, ds, dqkv)
-        found.append((p, out, ds, dqkv))
-    for readable, fast in zip(*found, strict=True):
-        assert np.abs(readable - fast).max(initial=0) < 1e-12  # gradients of size 100 in float64
+    # NaN first, because all of it must be written.
+    p, out, dqkv = (np.full(shape, np.nan) for shape in ((heads, W, N), (D, N), qkv.shape))
+    attend(qkv, positions, *layout, p, out)
+    ds = p.copy()
+    attend_backward(g, qkv, positions, *layout, ds, dqkv)
+    worst = 0.0
+    for h, mine, rows, c, inputs in one_by_one(qkv, positions, *layout):
+        own_p, own_out = attend_readable(*inputs)
+        dq, dk, dv, own_ds = attend_backward_readable(g[c, mine], *inputs, own_p)
+        past = np.zeros((len(dq), dk.shape[1] - dq.shape[1]))  # context has no query
+        pairs = [(p[h, :, mine], own_p), (out[c, mine], own_out), (ds[h, :, mine], own_ds)]
+        pairs += zip(
+            (dqkv[i * D : (i + 1) * D][c, rows] for i in range(3)), (np.hstack([past, dq]), dk, dv), strict=True
+        )
+        worst = max(worst, *(np.abs(fast - readable).max(initial=0) for fast, readable in pairs))
+    assert worst < 1e-12  # gradients of size 100 in float64
+    assert np.isfinite(dqkv).all() and np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_loops_over_distances_equal_the_definition(seed):
     qkv, positions, layout, N = layouts(2 * seed)  # without context, of which the definition knows nothing
-    W, heads = len(positions), layout[-1]
-    p, out = np.empty((heads, W, N)), np.empty((len(qkv) // 3, N))
-    attend_readable(qkv, positions, *layout, p, out)
-    expected = causal_attention_readable(qkv.T, positions, layout[2], heads)
-    assert np.abs(out.T - expected).max() < 1e-13
-    assert np.abs(p.sum(axis=1) - 1).max() < 1e-14
+    out = np.full((positions.shape[1], N), np.nan)
+    for _, mine, _, c, inputs in one_by_one(qkv, positions, *layout):
+        p, out[c, mine] = attend_readable(*inputs)
+        assert np.abs(p.sum(axis=0) - 1).max(initial=0) < 1e-14
+    expected = causal_attention_readable(qkv.T, positions, layout[2], layout[-1])
+    assert np.abs(out.T - expected).max(initial=0) < 1e-13
 
 
 def test_pairs_at_a_distance():
