@@ -22,7 +22,7 @@ from .ragged import row_starts
 from .tensor import Tensor, record
 from .threads import matmul
 
-# --- the definition, row by row ---------------------------------------------------------------------
+# --- the definition, row by row -------------------------------------------------------------------
 
 
 def causal_attention_readable(qkv, positions, lengths, heads):
@@ -42,7 +42,7 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     return out
 
 
-# --- all rows at once, distance by distance ---------------------------------------------------------
+# --- all rows at once, distance by distance -------------------------------------------------------
 #
 # A matrix of all pairs (n, m) would be T x T, and most of it zero.  Stored by distance, the same weights are W x T.
 # For W = 3 and T = 4, with n<-m for what row n takes from row m:
@@ -109,7 +109,7 @@ def attend_backward_readable(g, q, k, v, r, p):
     return dq, dk, dv, ds
 
 
-# --- the operation ----------------------------------------------------------------------------------
+# --- the operation --------------------------------------------------------------------------------
 
 
 def causal_attention(qkv, positions, lengths, heads, context_lengths=None):

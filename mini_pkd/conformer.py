@@ -49,7 +49,7 @@ class ConformerConfig:
         return 2**self.pools
 
 
-# --- the modules of a block: each has its layer norm in front, and returns x + what it computes --------
+# --- the modules of a block: each has its layer norm in front, and returns x + what it computes ---
 
 
 class FeedForward(Module):
@@ -127,7 +127,7 @@ class Block(Module):
         #     x = x + convolution(norm(x))
         #     x = x + 1/2 feed_forward_2(norm(x))
         #     x = norm(x)
-        # Norm and sum stand inside the modules, because the kernel that ends a module can add x on its way.
+        # Norm and sum stand inside the modules, because the kernel that ends a module can add x as it writes.
         x = self.feed_forward_1(x, dropout)
         x = self.attention(x, lengths, dropout, memory)
         x = self.convolution(x, lengths, dropout, memory)
@@ -135,7 +135,7 @@ class Block(Module):
         return self.norm(x)
 
 
-# --- the encoder --------------------------------------------------------------------------------------
+# --- the encoder ----------------------------------------------------------------------------------
 
 
 class Conformer(Module):
@@ -148,19 +148,12 @@ class Conformer(Module):
 
     def __call__(self, features, lengths, dropout=NO_DROPOUT, blocks=None):
         """`blocks`: stop after so many, to look inside."""
-        x = self.input(features)
-        lengths = np.asarray(lengths, dtype=np.int64)
+        x, lengths = self.input(features), np.asarray(lengths, dtype=np.int64)
         for i, block in enumerate(self.blocks[:blocks]):
             x = block(x, lengths, NO_DROPOUT if i == 0 else dropout)
             if i < self.config.pools:
                 x, lengths = max_pool(x, lengths), pooled_lengths(lengths)
         return x, lengths
-
-    def output_lengths(self, lengths):
-        """Rows that come out for utterances of `lengths` feature rows."""
-        for _ in range(self.config.pools):
-            lengths = pooled_lengths(lengths)
-        return lengths
 
     def attention_weights(self, features, i):
         """A picture of block i at work on one utterance, features (T, F): (H, T', T'), see attention.py."""
@@ -170,7 +163,7 @@ class Conformer(Module):
         return attention_weights(qkv.data, self.blocks[i].attention.positions.data, self.config.heads)
 
 
-# --- streaming ----------------------------------------------------------------------------------------
+# --- streaming ------------------------------------------------------------------------------------
 
 
 class _Memory:
@@ -196,13 +189,13 @@ class EncoderStream:
     """
 
     def __init__(self, encoder):
-        self.encoder, config = encoder, encoder.config
+        self.encoder = encoder
         self.memories = [_Memory() for _ in encoder.blocks]
-        nothing = np.zeros((0, config.width), encoder.input.weight.data.dtype)
-        self.unpaired = [nothing] * config.pools  # per pool, the row that waits for its partner, if one does
+        nothing = np.zeros((0, encoder.config.width), encoder.input.weight.data.dtype)
+        self.unpaired = [nothing] * encoder.config.pools  # per pool, the row that waits for its partner, if one does
 
     def push(self, features):
-        """features (k, F) -> the output rows (m, D) that are complete with them, m may be 0."""
+        """features (N, F) -> the output rows (N', D) that are complete with them; N' may be 0."""
         return self._run(features, last=False)
 
     def finish(self):

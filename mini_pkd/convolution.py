@@ -17,10 +17,7 @@ from .ragged import row_starts
 from .simd import kernel
 from .tensor import Tensor, record
 
-BLOCKS = 64  # partial sums of the taps' gradient: a fixed number, so that the sums do not depend on the threads
-
-
-# --- depthwise convolution --------------------------------------------------------------------------
+# --- depthwise convolution ------------------------------------------------------------------------
 
 
 def depthwise_convolution_readable(x, taps, bias, lengths):
@@ -64,7 +61,7 @@ def depthwise_convolution(x, taps, bias, lengths, context=0):
         dx = np.empty_like(x.data)
         last_of = np.repeat(x_starts + lengths, lengths)  # one past the utterance's last row
         convolve_backward(g, taps.data, last_of, dx)
-        partial = np.zeros((BLOCKS, K + 1, D), dtype=dx.dtype)  # the last row collects the bias
+        partial = np.zeros((64, K + 1, D), dtype=dx.dtype)  # 64 sums whatever the number of threads; row K is the bias
         taps_gradient(g, x.data, first_of, partial)
         dtaps = partial.sum(axis=0)
         return dx, dtaps[:K], dtaps[K]
@@ -72,15 +69,11 @@ def depthwise_convolution(x, taps, bias, lengths, context=0):
     return record(y, [x, taps, bias], backward)
 
 
-# --- pooling ----------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def pooled_lengths(lengths):
-    """Rows left after pooling by 2: half, rounded up.
-
-    >>> pooled_lengths([4, 3, 0]).tolist()
-    [2, 2, 0]
-    """
+    """Rows left after pooling by 2: half, rounded up."""
     return (np.asarray(lengths, dtype=np.int64) + 1) // 2
 
 

@@ -18,7 +18,7 @@ from .simd import exp, kernel, tanh
 from .tensor import Tensor, record
 from .threads import matmul
 
-# --- one step and its gradient, in numpy ------------------------------------------------------------
+# --- one step and its gradient, in numpy ----------------------------------------------------------
 
 
 def lstm_step(x, h, c, w_input, w_hidden, bias):
@@ -57,14 +57,11 @@ def lstm_step_backward_readable(dh, dc, gates, c, c_before):
     return dz, dc * f
 
 
-# --- the operation ----------------------------------------------------------------------------------
+# --- the operation --------------------------------------------------------------------------------
 
 
 def lstm(x, w_input, w_hidden, bias, lengths):
-    """x (N, I), w_input (I, 4L), w_hidden (L, 4L), bias (4L,), lengths (B,) -> h (N, L), from zero states.
-
-    An utterance of zero rows is allowed.
-    """
+    """x (N, I), w_input (I, 4L), w_hidden (L, 4L), bias (4L,), lengths (B,) -> h (N, L), from zero states."""
     lengths = np.asarray(lengths, dtype=np.int64)
     B, N, L = len(lengths), len(x.data), w_hidden.shape[0]
     order = np.argsort(-lengths, kind="stable")

@@ -1,6 +1,6 @@
 """The prediction network: what the transducer knows of the labels so far.
 
-    symbols -> embedding -> LSTM layers -> rows of the joint's width
+    symbols -> embedding -> LSTM layers -> rows of width L
 
 Its input at position u is label u-1.  At position 0 there is no label yet, and something must stand for "a
 sentence begins".  BLANK does: it has a row in the embedding table and is never a label, so that the symbol

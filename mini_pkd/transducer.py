@@ -33,7 +33,7 @@ class TransducerConfig:
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of dataclasses.asdict; model_file.py checks what comes out of a file before."""
+        """The inverse of dataclasses.asdict; it trusts its input, so model_file.py checks what a file says first."""
         return cls(**values | {"encoder": ConformerConfig(**values["encoder"])})
 
 
@@ -45,13 +45,13 @@ def count_parameters(config):
     127732010
     """
     V, J, L = config.symbols, config.joint_width, config.lstm_width
-    F, D, W, K = (getattr(config.encoder, name) for name in ("features", "width", "window", "kernel"))
-    hidden = config.encoder.expansion * D
+    e = config.encoder
+    F, D, W, K, hidden = e.features, e.width, e.window, e.kernel, e.expansion * e.width
     norms = 6 * 2 * D
     feed_forward = 2 * (D * hidden + hidden + hidden * D + D)
     attention = D * 3 * D + 3 * D + W * D + D * D + D
     convolution = D * 2 * D + 2 * D + K * D + D + D * D + D
-    encoder = F * D + D + config.encoder.blocks * (norms + feed_forward + attention + convolution)
+    encoder = F * D + D + e.blocks * (norms + feed_forward + attention + convolution)
     lstm = 4 * L * (J + L + 1) + (config.lstm_layers - 1) * 4 * L * (L + L + 1)
     joint = D * J + J + L * J + J + V
     return encoder + V * J + lstm + joint
@@ -85,7 +85,7 @@ class Transducer(Module):
         summands = self.encoder_to_joint(encoded), self.predictor_to_joint(predicted)
         return (*summands, self.table, self.output_bias), lengths
 
-    # --- for decoding: plain arrays, nothing recorded -----------------------------------------------
+    # --- for decoding: plain arrays, nothing recorded ---------------------------------------------
 
     def encode(self, features, lengths):
         """features (sum T, F), lengths (B,) -> the joint's encoder summand (sum T', J), T' (B,)."""
@@ -107,7 +107,7 @@ class Transducer(Module):
         """A row of the encoder and one of the predictor for each node: (N, J), (N, J) -> logits (N, V)."""
         return matmul(np.tanh(enc_rows + pred_rows), self.table.data.T) + self.output_bias.data
 
-    # --- about the model ----------------------------------------------------------------------------
+    # --- about the model --------------------------------------------------------------------------
 
     def config_dict(self):
         """The configuration as plain JSON values."""
@@ -128,11 +128,11 @@ def demo():
     model = Transducer(config, np.random.default_rng(0))
     for part, size in model.parameters_by_part().items():
         print(f"{part:20s} {size:7d} parameters")
-    print(f"{'in all':20s} {model.num_parameters():7d}, the table {model.table.shape} counted once")
+    print(f"{'in all':20s} {model.num_parameters():7d}")
+    print("the predictor's are 30 x 24 for the table, once, and 4 x 20 x (24 + 20 + 1) for the LSTM")
     enc, lengths = model.encode(np.zeros((50, encoder.features), np.float32), [50])
-    pred, _ = model.predictor_start(1)
     print(f"50 feature rows -> {lengths[0]} rows for the joint (one per {encoder.reduction}, rounded up)")
-    print(f"logits at node (0, 0): {model.joint_logits(enc[:1], pred).shape}")
+    print(f"logits at node (0, 0): {model.joint_logits(enc[:1], model.predictor_start(1)[0]).shape}")
 
 
 if __name__ == "__main__":
