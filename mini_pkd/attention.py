@@ -92,7 +92,7 @@ def attend_backward_readable(g, q, k, v, r, p):
         p = softmax(s)                                ds_i = p_i (dp_i - sum_j p_j dp_j)
         s_i[t] = q_t . (k_{t-i} + r_i) / sqrt(C)      dq_t += ds_i[t] (k_{t-i} + r_i)    dk_{t-i} += ds_i[t] q_t
 
-    where ds has the 1 / sqrt(C) in it already.
+    where ds has the 1 / sqrt(C) in it already.  The operation below adds dr_i = sum_t ds_i[t] q_t, one product a head.
     """
     (C, T), W = q.shape, len(r)
     past = k.shape[1] - T
