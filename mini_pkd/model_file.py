@@ -5,6 +5,8 @@ long; here everything is compared with what the declared sizes ask for, before a
 """
 
 import math
+import reprlib
+from dataclasses import asdict
 
 import numpy as np
 
@@ -46,6 +48,7 @@ def load_model(path):
 
 def _build(arrays, sizes):
     """The Transducer of these sizes and the Normaliser, from exactly these arrays."""
+    _check_sizes(sizes, asdict(TransducerConfig()))
     config = TransducerConfig.from_dict(sizes)
     encoder = config.encoder
     if encoder.features != NUM_FEATURES:
@@ -63,6 +66,17 @@ def _build(arrays, sizes):
         {name: _take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")}
     )
     return model, normaliser  # nothing is left over: the numbers are counted above
+
+
+def _check_sizes(values, known):
+    """The keys of `known`, and whole numbers that an array can have as its size."""
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError(f"its sizes are not {', '.join(known)}")
+    for key, value in values.items():
+        if isinstance(known[key], dict):
+            _check_sizes(value, known[key])
+        elif type(value) is not int or not (key != "pools") <= value < 2**31:
+            raise ValueError(f"its {key} is {reprlib.repr(value)}")
 
 
 def _take(arrays, name, shape):

@@ -178,10 +178,11 @@ MUTANTS = [
     ),
     *of(
         "predictor.py", "test_predictor.py",
-        ("a label where the start symbol belongs", "row_starts(label_lengths), 0)", "row_starts(label_lengths), 1)"),
+        ("a label where the start symbol belongs",
+         "row_starts(label_lengths), BLANK)", "row_starts(label_lengths), BLANK + 1)"),
     ),
     *of(
-        "attention.py", "test_attention.py",
+        "attention_kernel.py", "test_attention.py",
         ("attention looks a row ahead",
          "at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 3",
          "at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 2"),
@@ -189,10 +190,13 @@ MUTANTS = [
          "shrink, zero, one = qkv.dtype.type(1.0 / np.sqrt(C))", "shrink, zero, one = qkv.dtype.type(1.0)"),
     ),
     *of(
-        "convolution.py", "test_convolution.py",
+        "convolution_kernel.py", "test_convolution.py",
         ("convolution looks a row ahead", "newest = row_of[n]", "newest = min(row_of[n] + 1, len(x) - 1)"),
         ("convolution hears the utterance before",
-         "max(0, first_of[n] - newest + width - 1)", "max(0, width - 1 - newest)"),
+         "max(0, first_of[n] - newest + K - 1)", "max(0, K - 1 - newest)"),
+    ),
+    *of(
+        "convolution.py", "test_convolution.py",
         ("pools reach into the next utterance",
          "left + 1 < np.repeat(row_starts(lengths) + lengths, halves)", "left + 1 < len(x.data)"),
     ),
