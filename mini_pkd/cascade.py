@@ -35,9 +35,9 @@ import numpy as np
 from tqdm import tqdm
 
 from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
-from .bpe import BPE
-from .command import UsageError, command
-from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
+from .bpe import BPE, word_counts
+from .command import UsageError, command, disk_errors, printable
+from .corpus_folder import Problem, find_parts, missing_roles, read_part
 from .decode import beam_search
 from .estimate import describe, refuse_what_does_not_fit
 from .feature_store import FeatureStore, estimate_normaliser
@@ -400,7 +400,8 @@ class Cascade:
         """The run's BPE.  The folder is claimed here: what can be wrong with settings and data is known by now."""
         path, config = self.out / "vocabulary.json", self.out / "config.json"
         known = path.exists()
-        bpe = BPE.load(path) if known else BPE.train(word_counts(utterances), self.settings.vocab_size, self.progress)
+        counts = word_counts(u.text for u in utterances)
+        bpe = BPE.load(path) if known else BPE.train(counts, self.settings.vocab_size, self.progress)
         if not config.exists():
             checkpoint.write_text_atomic(config, json.dumps(self._config(), indent=1) + "\n")
         if not known:

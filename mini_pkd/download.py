@@ -22,8 +22,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import UserError
-from .command import Parser, command
-from .corpus import disk_errors, progress_bar, scan
+from .command import Parser, command, disk_errors, progress_bar
+from .corpus_folder import scan
+from .lock import no_follow
 
 MIRROR = "https://www.openslr.org/resources"
 
@@ -240,16 +241,12 @@ def _fetch_some(url, partial, have, size, bar):
                 f"it is another file, name another mirror with --mirror."
             )
         bar.n = have
-        with open(partial, "ab" if have else "wb", opener=_open_no_link) as file:
+        with open(partial, "ab" if have else "wb", opener=no_follow) as file:  # _size has looked, but that was before
             # A body without a length may be endless; whether the first `size` bytes are the archive, md5 will tell.
             while have < size and (block := response.read1(min(1 << 20, size - have))):
                 file.write(block)
                 have += len(block)
                 bar.update(len(block))
-
-
-def _open_no_link(path, flags):
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # _size has looked, but that was before
 
 
 def _verify(archive, size, md5, label):
@@ -314,9 +311,7 @@ def _unpack(archive, part, to, label):
 
 @command("download")
 def main(arguments=None):
-    parser = Parser(
-        "download", description="Fetch parts of LibriSpeech; interrupted, it continues."
-    )
+    parser = Parser("download", description="Fetch parts of LibriSpeech; interrupted, it continues.")
     parser.add_argument("parts", nargs="+", metavar="PART", help=", ".join(ARCHIVES))
     parser.add_argument("--to", required=True, metavar="DIR", help="parts end up in DIR/LibriSpeech/PART")
     parser.add_argument("--mirror", default=MIRROR, help="where the archives are (default %(default)s)")

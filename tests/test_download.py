@@ -17,7 +17,7 @@ import pytest
 
 from mini_pkd import UserError
 from mini_pkd import download as download_file
-from mini_pkd.corpus import ROLES, read_part
+from mini_pkd.corpus_folder import ROLES, read_part
 from mini_pkd.download import ARCHIVES, download
 
 
@@ -469,7 +469,7 @@ def test_what_stands_in_place_of_the_partial_file_is_not_written_through(tmp_pat
         os.close(reader)
     elif trap == "symlink_to":  # ... and a link that appears after the look
         monkeypatch.setattr(download_file, "_size", lambda path: 0)
-        with pytest.raises(UserError, match="cannot be used"):
+        with pytest.raises(UserError, match="symbolic link"):
             get(tmp_path)
         assert victim.read_text() == "precious"
 
