@@ -1,31 +1,31 @@
 """Features: a waveform becomes one row of 40 MFCCs every 10 ms.
 
-The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"):
+The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"), stage by stage:
 
     pre-emphasis        y[n] = x[n] - 0.97 x[n-1]
-    window              400 samples (25 ms) every 160 (10 ms), Hamming
+    frames              400 samples (25 ms) every 160 (10 ms), times a Hamming window
     power spectrum      |FFT_512|^2 / 512
     40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)
     cepstrum            c = DCT-II( ln e ), orthonormal, all 40 coefficients kept
 
-The filter-bank comes from python_speech_features; the last line is ours because of the floor
-`max(e, 1)`. Without it, digital silence (which synthetic speech and Ogg files are full of) gives
-ln(2e-16) = -36 where a quiet room gives about 0, and those outliers would dominate the statistics of the
-normaliser. Where no energy is below the floor the result is `python_speech_features.mfcc(...)` with
-nfilt=40, numcep=40, ceplifter=0, winfunc=np.hamming, appendEnergy=False, nfft=512; a test says so.
+Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
 
 Scale: samples in [-1, 1] are multiplied by 32768 first, so an energy of 1 is roughly 10 dB above
-the rounding noise of 16 bit audio, and silence maps to a row of zeros.
+the rounding noise of 16 bit audio, and silence maps to a row of zeros.  The floor max(e, 1) is there because digital
+silence (which synthetic speech and Ogg files are full of) would otherwise give ln(2e-16) = -36 where a quiet
+room gives about 0, and such outliers would dominate the statistics of the normaliser.
 
-Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
+Frames to filters are computed by python_speech_features.  Where no energy is below the floor, all of it equals
+`python_speech_features.mfcc(...)` with nfilt=40, numcep=40, ceplifter=0, winfunc=np.hamming, appendEnergy=False,
+nfft=512; a test says so.
 
 `StreamingMFCC` gives the same rows for audio that arrives in pieces of any size. `Normaliser` subtracts
 one mean and divides by one deviation per coefficient, both measured once on the training set: nothing
-in it depends on the rest of the utterance, so it can stream too.
+in it depends on the rest of the utterance, so it can stream too.  Audio files are read by audio_file.py.
 """
 
 import numpy as np
-from python_speech_features import fbank
+from python_speech_features import fbank, get_filterbanks
 from scipy.fft import dct
 
 from . import UserError
@@ -39,7 +39,7 @@ PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1.0
 SCALE = 32768.0
 
-# Part of the feature store's fingerprint: whoever changes the recipe changes this line, and every
+# Part of the feature store's fingerprint: a change of the recipe changes this line, and every
 # store that was computed the old way is rebuilt.
 RECIPE = (
     f"mfcc {NUM_FEATURES} rate {SAMPLE_RATE} window {WINDOW} shift {SHIFT} nfft {NFFT} "
@@ -47,7 +47,7 @@ RECIPE = (
 )
 
 
-# ---------------------------------------------------------------- MFCC
+# --- the stages -----------------------------------------------------------------------------------
 
 
 def num_frames(samples):
@@ -61,9 +61,31 @@ def num_frames(samples):
     return 1 + max(0, -(-(samples - WINDOW) // SHIFT))
 
 
-def _cepstra(emphasised):
-    """Scaled, pre-emphasised samples (n,) -> (num_frames(n), 40) float32."""
-    energies, _ = fbank(
+def emphasise(samples, previous=0.0):
+    """(n,) samples in [-1, 1] -> y[n] = x[n] - 0.97 x[n-1], scaled, float64; x[-1] is `previous`."""
+    x = np.asarray(samples, dtype=np.float64) * SCALE
+    shifted = np.empty_like(x)
+    shifted[0] = previous * SCALE
+    shifted[1:] = x[:-1]
+    return x - PREEMPHASIS * shifted
+
+
+def mel_energies_readable(emphasised):
+    """Frames, power spectrum and mel filters, one frame after the other: (n,) -> (T, 40)."""
+    T = num_frames(len(emphasised))
+    padded = np.pad(emphasised, (0, (T - 1) * SHIFT + WINDOW - len(emphasised)))
+    filters = get_filterbanks(NUM_FEATURES, NFFT, SAMPLE_RATE)  # (40, 257), triangles
+    energies = np.empty((T, NUM_FEATURES))
+    for t in range(T):
+        frame = padded[t * SHIFT : t * SHIFT + WINDOW] * np.hamming(WINDOW)  # (400,)
+        power = np.abs(np.fft.rfft(frame, NFFT)) ** 2 / NFFT  # (257,)
+        energies[t] = filters @ power
+    return energies
+
+
+def mel_energies(emphasised):
+    """The same for all frames at once, by the library: (n,) -> (T, 40)."""
+    return fbank(
         emphasised,
         samplerate=SAMPLE_RATE,
         winlen=WINDOW / SAMPLE_RATE,
@@ -72,18 +94,16 @@ def _cepstra(emphasised):
         nfft=NFFT,
         preemph=0,  # done already: at the edge of a piece it needs the sample before
         winfunc=np.hamming,  # the default is rectangular
-    )  # (T, 40)
+    )[0]
+
+
+def cepstra(energies):
+    """(T, 40) mel energies -> (T, 40) MFCCs, float32."""
     log_energies = np.log(np.maximum(energies, ENERGY_FLOOR))
-    return dct(log_energies, type=2, axis=1, norm="ortho").astype(np.float32)  # (T, 40)
+    return dct(log_energies, type=2, axis=1, norm="ortho").astype(np.float32)
 
 
-def _emphasise(samples, previous):
-    """y[n] = x[n] - 0.97 x[n-1], where x[-1] is `previous`; float64 and scaled."""
-    x = np.asarray(samples, dtype=np.float64) * SCALE
-    shifted = np.empty_like(x)
-    shifted[0] = previous * SCALE
-    shifted[1:] = x[:-1]
-    return x - PREEMPHASIS * shifted
+# --- a whole waveform, and a stream ---------------------------------------------------------------
 
 
 def _check_waveform(waveform):
@@ -103,18 +123,18 @@ def _check_waveform(waveform):
 def mfcc(waveform, block=4096):
     """(n,) samples in [-1, 1] at 16 kHz -> (T, 40) float32 rows.
 
-    Works in blocks of 4096 frames (41 s), because every frame copies 400 samples: an hour of audio
+    Works in blocks of frames (4096 are 41 s), because every frame copies 400 samples: an hour of audio
     at once would need more than a gigabyte.
     """
     waveform = _check_waveform(waveform)
     if len(waveform) == 0:
         raise UserError("audio without samples has no features: check how it was recorded.")
-    y = _emphasise(waveform, previous=0.0)
+    y = emphasise(waveform)
     T = num_frames(len(y))
     rows = np.empty((T, NUM_FEATURES), dtype=np.float32)
     for t in range(0, T, block):
         stop = min(t + block, T)
-        rows[t:stop] = _cepstra(y[t * SHIFT : (stop - 1) * SHIFT + WINDOW])
+        rows[t:stop] = cepstra(mel_energies(y[t * SHIFT : (stop - 1) * SHIFT + WINDOW]))
     return rows  # (T, 40)
 
 
@@ -139,13 +159,13 @@ class StreamingMFCC:
         samples = _check_waveform(samples)
         if len(samples) == 0:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        y = _emphasise(samples, self._previous)
+        y = emphasise(samples, self._previous)
         self._previous = float(samples[-1])
         self._buffer = np.concatenate([self._buffer, y])
         k = (len(self._buffer) - WINDOW) // SHIFT + 1  # whole windows in the buffer
         if k <= 0:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        rows = _cepstra(self._buffer[: WINDOW + (k - 1) * SHIFT])  # (k, 40)
+        rows = cepstra(mel_energies(self._buffer[: WINDOW + (k - 1) * SHIFT]))  # (k, 40)
         self._buffer = self._buffer[k * SHIFT :].copy()
         self._emitted += k
         return rows
@@ -158,10 +178,10 @@ class StreamingMFCC:
         already_seen = WINDOW - SHIFT if emitted else 0
         if len(left) <= already_seen:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        return _cepstra(left)  # (1, 40)
+        return cepstra(mel_energies(left))  # (1, 40)
 
 
-# ---------------------------------------------------------------- normalisation
+# --- normalisation --------------------------------------------------------------------------------
 
 
 class Normaliser:
@@ -215,12 +235,11 @@ class Normaliser:
         return cls(arrays["mean"], arrays["std"])
 
 
-def main():
-    """One second of a 440 Hz tone: 99 frames, and the same ones when it comes in pieces."""
+def demo():
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tone = (0.1 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
     rows = mfcc(tone)
-    print(f"one second of a 440 Hz tone: {rows.shape}, for 1 + ceil((16000 - 400) / 160) = 99")
+    print(f"one second of a 440 Hz tone: {rows.shape}, because 1 + ceil((16000 - 400) / 160) = 99")
 
     stream = StreamingMFCC()
     pieces = [stream.push(tone[i : i + 777]) for i in range(0, len(tone), 777)] + [stream.flush()]
@@ -240,4 +259,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    demo()

@@ -446,10 +446,11 @@ def results_of(out):
 
 def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
     utterances = {role: read_part(corpus / role)[0] for role in CORPUS}
-    texts = {role: [u.text for u in part] for role, part in utterances.items()}
-    every = [text for part in texts.values() for text in part]
-    bpe = BPE.train(word_counts(texts["train"]), 5)
-    assert bpe != BPE.train(word_counts(every), 5) and bpe != BPE.train(word_counts(texts["dev"]), 5)
+    every = [u for part in utterances.values() for u in part]
+    bpe, *others = (
+        BPE.train(word_counts(u.text for u in those), 5) for those in (utterances["train"], every, utterances["dev"])
+    )
+    assert bpe not in others
     _, normaliser, used, _ = load_model(lesson / "T1" / "model.npz")
     assert used == bpe == BPE.load(lesson / "vocabulary.json")
 
