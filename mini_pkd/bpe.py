@@ -1,36 +1,38 @@
 """Byte pair encoding: subword units learned from word counts (Sennrich, Haddow & Birch 2016).
 
-Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and
-again, find the pair of neighbouring units that occurs most often in the whole text and glue it:
+Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and again, find the
+pair of neighbouring units that occurs most often in the whole text and glue it:
 
     ▁ T H E  ->  ▁T H E  ->  ▁TH E  ->  ▁THE
 
-until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word
-of known characters is ever out of vocabulary.  "▁" makes decoding trivial (join, turn "▁" into blanks),
-and pairs never reach across two words.
+until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word of known
+characters is ever out of vocabulary.  "▁" makes decoding trivial (join the units, turn "▁" into a space), and pairs
+never reach across two words.
 
 What we decide:
-- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units,
-  first the characters in code-point order, then the merges in the order in which they were learned.
-- Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a
-  vocabulary depends on the counts alone, not on the order of the words nor on the machine.
+- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units, first the
+  characters in code-point order, then the merges in the order in which they were learned.
+- Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a vocabulary
+  depends on the counts alone, not on the order of the words nor on the machine.
 - Counts are counts of positions: AAA holds the pair (A, A) twice.  Merging goes from left to right.
-- When every word has become one unit there is nothing to merge: V is then smaller than asked for,
-  which `size` and `listing()` tell.
+- When every word has become one unit, nothing is left to merge: `size` is then smaller than asked for.
 
-No two units share a spelling.  (Let a unit stand for the letters s.  No merge ever reached across its
-ends, so what happened inside is exactly what happens to s alone; and that happens one way only.)
+No two units share a spelling.  (Take a unit that spells s.  No merge ever reached across its ends, so its letters were
+merged exactly as s alone would be, and that goes one way only.)
 
-Left out: bytes instead of characters, BPE dropout, unigram language models.
+Left out: bytes instead of characters, BPE dropout, unigram language models.  Files: vocabulary_file.py.
 """
 
+import hashlib
 import heapq
+import json
 from collections import Counter
 from itertools import pairwise
 
-from . import UserError, vocabulary_file
+from . import UserError
 from .command import progress_bar
-from .vocabulary_file import MARKER
+
+MARKER = "▁"  # U+2581, stands in front of every word
 
 
 def word_counts(texts):
@@ -67,7 +69,7 @@ def glue(ids, pair, new):
     return glued
 
 
-def learn_merges_readable(words, counts, wanted, new):
+def learn_merges_readable(words, counts, wanted, new, progress=False):
     """The whole idea: count every pair, glue the most frequent one, and again -> [(pair, its count)].
 
     words are lists of ids, counts say how often each word occurs; `new` is the id of the first merge.
@@ -88,13 +90,12 @@ def learn_merges_readable(words, counts, wanted, new):
 
 
 def learn_merges(words, counts, wanted, new, progress=False):
-    """The same merges, looking at each merge only at the words that hold the pair.
+    """The same merges; each of them touches only the words that hold the pair.
 
-    Two observations make it fast.  (1) `where` knows, for each pair, the words that may hold it.
-    (2) A merge creates only pairs that contain the new unit; the count of an older pair can only fall.
-    So a heap entry that was right once is an upper bound for ever: when the top of the heap
-    is outdated, put it back with today's count and look again.  The first entry that is up to date is
-    the true maximum, ties included, because the heap orders (-count, pair).
+    (1) `where` knows, for each pair, the words that may hold it.  (2) A merge creates only pairs that contain the new
+    unit; the count of an older pair can only fall.  So a heap entry that was right once is an upper bound for ever:
+    when the top of the heap is outdated, put it back with today's count and look again.  The first entry that is up
+    to date is the true maximum, ties included, because the heap orders (-count, pair).
     """
     words, total, where = list(words), Counter(), {}
     for w, word in enumerate(words):
@@ -119,7 +120,7 @@ def learn_merges(words, counts, wanted, new, progress=False):
                 word = words[w]
                 glued = glue(word, pair, new)
                 if len(glued) == len(word):
-                    continue  # the pair was here once, until another merge took one of its halves
+                    continue  # an earlier merge has used one of the pair's halves here
                 for old in pairwise(word):
                     total[old] -= counts[w]
                 for fresh in pairwise(glued):
@@ -128,7 +129,7 @@ def learn_merges(words, counts, wanted, new, progress=False):
                         born.add(fresh)
                         where.setdefault(fresh, set()).add(w)
                 words[w] = glued
-            del total[pair]  # now 0: no neighbours are left to glue
+            del total[pair]  # it is 0 now
             for fresh in born:
                 heapq.heappush(heap, (-total[fresh], fresh))
             new += 1
@@ -176,25 +177,16 @@ class BPE:
         for left, right in self.merges:
             units.append(units[left] + units[right])
         self.units = tuple(units)
-        first = len(characters) + 1
         self._id_of_character = {character: i for i, character in enumerate(characters, start=1)}
-        self._id_of_pair = {pair: first + m for m, pair in enumerate(self.merges)}
+        self._id_of_pair = {pair: i for i, pair in enumerate(self.merges, start=len(characters) + 1)}
         self._cache = {}  # word -> ids
 
     @classmethod
-    def train(cls, word_counts, vocab_size, progress=False):
+    def train(cls, word_counts, vocab_size, progress=False, learn=learn_merges):
         """Learn `vocab_size` symbols (blank included) from {word: how often it occurs}."""
         words, counts, characters = _split_words(word_counts, vocab_size)
         new = len(characters) + 1
-        merges = learn_merges(words, counts, vocab_size - new, new, progress)
-        return cls(characters, [pair for pair, _ in merges], [count for _, count in merges], vocab_size)
-
-    @classmethod
-    def train_readable(cls, word_counts, vocab_size):
-        """The same vocabulary, from `learn_merges_readable`."""
-        words, counts, characters = _split_words(word_counts, vocab_size)
-        new = len(characters) + 1
-        merges = learn_merges_readable(words, counts, vocab_size - new, new)
+        merges = learn(words, counts, vocab_size - new, new, progress)
         return cls(characters, [pair for pair, _ in merges], [count for _, count in merges], vocab_size)
 
     @property
@@ -228,9 +220,7 @@ class BPE:
     def _refuse(self, text):
         known = set(self.characters) - {MARKER}
         unknown = sorted({c for c in text if not c.isspace() and c not in known})
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        alphabet = "".join(sorted(known))
-        alphabet = alphabet if len(alphabet) <= 80 else alphabet[:77] + "..."
+        shown, alphabet = (s if len(s) <= 80 else s[:77] + "..." for s in (text, "".join(sorted(known))))
         raise UserError(
             f"the vocabulary does not know the character{'s' * (len(unknown) > 1)} "
             f"{', '.join(map(repr, unknown))} in {shown!r}; write the text with {alphabet} only"
@@ -252,8 +242,8 @@ class BPE:
             head += f" (asked for {self.asked}; every word is one unit, so no pairs are left)"
         lines = [head, "   0  (blank)"]
         lines += [f"{i:4d}  {character}" for i, character in enumerate(self.characters, start=1)]
-        first = len(lines) - 1
-        for i, ((left, right), count) in enumerate(zip(self.merges, self.counts, strict=True), start=first):
+        pairs = zip(self.merges, self.counts, strict=True)
+        for i, ((left, right), count) in enumerate(pairs, start=len(self.characters) + 1):
             parts = f"{self.units[left]} + {self.units[right]}"
             lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} times")
         return "\n".join(lines)
@@ -264,7 +254,8 @@ class BPE:
         >>> BPE.train({"ONE": 5, "TONE": 2}, 8).fingerprint()
         '2f788dfca24c'
         """
-        return vocabulary_file.fingerprint(self.characters, self.merges)
+        text = json.dumps([self.characters, self.merges])
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
     def __eq__(self, other):
         if not isinstance(other, BPE):
@@ -273,25 +264,6 @@ class BPE:
 
     def __hash__(self):
         return hash((self.characters, self.merges))
-
-    def __repr__(self):
-        return f"BPE(size={self.size}, fingerprint={self.fingerprint()!r})"
-
-    # Files: see vocabulary_file.py.
-
-    def to_dict(self):
-        return vocabulary_file.to_dict(self)
-
-    @classmethod
-    def from_dict(cls, content, where="this vocabulary"):
-        return cls(*vocabulary_file.from_dict(content, where))
-
-    def save(self, path):
-        vocabulary_file.save(path, self)
-
-    @classmethod
-    def load(cls, path):
-        return cls(*vocabulary_file.load(path))
 
 
 def _split_words(word_counts, vocab_size):

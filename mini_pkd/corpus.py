@@ -30,7 +30,7 @@ import sys
 import numpy as np
 
 from . import UserError
-from .audio_file import inspect_audio, read_audio
+from .audio_file import read_audio
 from .command import Parser, command
 from .corpus_folder import EXAMPLE, Problem, count, find_parts, read_part
 from .features import NUM_FEATURES, mfcc
@@ -42,6 +42,8 @@ from .seeds import generator
 # in a single row.  It must be the larger one, because a word said in a breath comes as a burst between emptier rows.)
 MAX_LABELS_PER_ROW = 5
 
+JITTER = 0.1  # of an utterance's length, before utterances are sorted by length
+
 
 def usable_utterances(frames, label_lengths, reduction, max_frames=None, ids=None):
     """Which utterances can be trained on? -> (their indices, problems).
@@ -49,6 +51,9 @@ def usable_utterances(frames, label_lengths, reduction, max_frames=None, ids=Non
     frames and label_lengths count the feature rows and the units of each utterance; the encoder makes one row of
     `reduction` frames.  A transducer may emit several symbols in one row, so its lattice exists for any number of
     rows but 0, also for a transcript of another recording, which would only teach it nonsense.
+
+    >>> usable_utterances([240, 0, 16], [12, 1, 11], reduction=8)[0]  # 30 rows, no rows, 2 rows
+    [0]
     """
     usable, problems = [], []
     for i, (num_frames, U) in enumerate(zip(frames, label_lengths, strict=True)):
@@ -69,6 +74,19 @@ def usable_utterances(frames, label_lengths, reduction, max_frames=None, ids=Non
     return usable, problems
 
 
+def pack(indices, lengths, max_frames, max_utterances):
+    """Cut a sequence of utterances into batches, each as large as both limits allow."""
+    batches, frames = [], 0
+    for i in indices.tolist():
+        T = int(lengths[i])
+        if not batches or frames + T > max_frames or len(batches[-1]) == max_utterances:
+            batches.append([])
+            frames = 0
+        batches[-1].append(i)
+        frames += T
+    return batches
+
+
 def shortest(indices, lengths, fraction):
     """The curriculum's choice: this fraction of the utterances, the shortest ones, at least one."""
     keep = max(1, round(fraction * len(indices)))
@@ -82,17 +100,16 @@ def epoch_batches(
     seed=0,
     epoch=0,
     shuffle=True,
-    jitter=0.1,
     indices=None,
     curriculum_epochs=0,
     curriculum_fraction=0.5,
 ):
     """Group utterances of similar length -> the epoch's batches, each a list of indices into `lengths`.
 
-    A batch has at most max_frames frames and max_utterances utterances. Lengths are jittered by about
-    `jitter` (relative) before sorting, so that batches differ from epoch to epoch, and the order of the
-    batches is shuffled; both are functions of (seed, epoch) alone. shuffle=False sorts plainly: for
-    decoding. `indices` restricts to a subset, such as `usable_utterances`.
+    A batch has at most max_frames frames and max_utterances utterances.  Lengths are jittered before sorting, so that
+    batches differ from epoch to epoch, and the order of the batches is shuffled; both are functions of (seed, epoch)
+    alone.  Decoding sets shuffle=False, which sorts by length alone.  `indices` restricts to a subset, such as the
+    usable utterances.
 
     Curriculum: in epoch e < curriculum_epochs only the shortest utterances take part, from
     curriculum_fraction of them in epoch 0 growing linearly to all of them; and epoch 0 runs its batches
@@ -117,22 +134,11 @@ def epoch_batches(
     if epoch < curriculum_epochs:
         fraction = curriculum_fraction + (1 - curriculum_fraction) * epoch / curriculum_epochs
         indices = shortest(indices, lengths, fraction)
-    keys = np.log(np.maximum(lengths[indices], 1))
+    keys, ties = np.log(np.maximum(lengths[indices], 1)), np.arange(len(indices))
     if shuffle:
-        keys = keys + jitter * rng.standard_normal(len(keys))
+        keys = keys + JITTER * rng.standard_normal(len(keys))
         ties = rng.permutation(len(keys))
-    else:
-        ties = np.arange(len(keys))
-    batches, current, frames = [], [], 0
-    for i in indices[np.lexsort((ties, keys))].tolist():
-        T = int(lengths[i])
-        if current and (frames + T > max_frames or len(current) == max_utterances):
-            batches.append(current)
-            current, frames = [], 0
-        current.append(i)
-        frames += T
-    if current:
-        batches.append(current)
+    batches = pack(indices[np.lexsort((ties, keys))], lengths, max_frames, max_utterances)
     if shuffle and not (epoch == 0 and curriculum_epochs):
         batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches
@@ -163,8 +169,7 @@ def demo(root=EXAMPLE):
     utterances, problems = read_part(folder)
     print(f"{folder.name}: {len(utterances)} utterances, {len(problems)} problems")
     lengths = np.array([len(mfcc(read_audio(u.audio))) for u in utterances[:40]])
-    seconds, _ = inspect_audio(utterances[0].audio)
-    print(f"{utterances[0].id} ({seconds:.2f} s, {lengths[0]} frames of 10 ms): {utterances[0].text}")
+    print(f"{utterances[0].id} ({lengths[0]} frames of 10 ms): {utterances[0].text}")
     print("the first 40 utterances as batches of at most 8 utterances and 4000 frames:")
     for batch in epoch_batches(lengths, max_frames=4000, max_utterances=8):
         print(f"  {len(batch)} utterances, {lengths[batch].sum():4d} frames: {lengths[batch].tolist()}")

@@ -56,9 +56,7 @@ def num_frames(samples):
     >>> [num_frames(n) for n in (0, 1, 400, 401, 560, 561, 16000)]
     [0, 1, 1, 2, 2, 3, 99]
     """
-    if samples <= 0:
-        return 0
-    return 1 + max(0, -(-(samples - WINDOW) // SHIFT))
+    return 0 if samples <= 0 else 1 + max(0, -(-(samples - WINDOW) // SHIFT))
 
 
 def emphasise(samples, previous=0.0):
@@ -109,14 +107,9 @@ def cepstra(energies):
 def _check_waveform(waveform):
     waveform = np.asarray(waveform)
     if waveform.ndim != 1:
-        raise UserError(
-            f"audio must be one channel, an array of shape (n,), but its shape is {waveform.shape}: "
-            f"take one channel or the mean of them."
-        )
+        raise UserError(f"audio has shape {waveform.shape} where one channel, (n,), is expected: take their mean.")
     if waveform.dtype.kind != "f":
-        raise UserError(
-            f"audio samples must be floats in [-1, 1], not {waveform.dtype}: divide 16 bit integers by 32768."
-        )
+        raise UserError(f"audio samples are {waveform.dtype} and must be floats in [-1, 1]: divide 16 bits by 32768.")
     return waveform
 
 
@@ -174,7 +167,7 @@ class StreamingMFCC:
         """End of the audio: (1, 40) for the padded last frame, or (0, 40) when none is due."""
         left, emitted = self._buffer, self._emitted
         self._reset()
-        # After a frame 240 of its samples stay in the buffer; only what goes beyond them is news.
+        # After a frame 240 of its samples stay in the buffer; only those beyond them are new.
         already_seen = WINDOW - SHIFT if emitted else 0
         if len(left) <= already_seen:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
@@ -195,9 +188,7 @@ class Normaliser:
                 f"{mean.shape} and {std.shape}: the checkpoint or store belongs to other features."
             )
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-            raise UserError(
-                "a normaliser needs finite means and positive deviations: measure it on the training set again."
-            )
+            raise UserError("a normaliser needs finite means and positive deviations: measure the training set again.")
         self.mean, self.std = mean, std
 
     def __call__(self, rows):
@@ -208,11 +199,11 @@ class Normaliser:
     def from_sums(cls, count, total, squares):
         """From the number of rows, their sum (40,) and the sum of their squares (40,), in float64."""
         if count <= 0:
-            raise UserError("a normaliser cannot be measured on no rows at all: check the training set.")
+            raise UserError("there are no rows to measure a normaliser on: check the training set.")
         mean = np.asarray(total, dtype=np.float64) / count
         variance = np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0)
         std = np.sqrt(variance)
-        # A coefficient that never moves carries nothing; 1 leaves it at zero instead of 0/0.
+        # A coefficient that never moves carries nothing; dividing it by 1 leaves 0 instead of 0/0.
         return cls(mean, np.where(std > 1e-5, std, 1.0))
 
     @classmethod
@@ -226,36 +217,21 @@ class Normaliser:
             squares += np.square(rows).sum(axis=0)
         return cls.from_sums(count, total, squares)
 
-    def arrays(self):
-        """What a checkpoint stores."""
-        return {"mean": self.mean, "std": self.std}
-
-    @classmethod
-    def from_arrays(cls, arrays):
-        return cls(arrays["mean"], arrays["std"])
-
 
 def demo():
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tone = (0.1 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
     rows = mfcc(tone)
     print(f"one second of a 440 Hz tone: {rows.shape}, because 1 + ceil((16000 - 400) / 160) = 99")
-
     stream = StreamingMFCC()
     pieces = [stream.push(tone[i : i + 777]) for i in range(0, len(tone), 777)] + [stream.flush()]
-    streamed = np.concatenate(pieces)
-    difference = np.abs(streamed - rows).max()
-    print(f"in pieces of 777 samples: {streamed.shape}, largest difference {difference:.1e}")
-
+    difference = np.abs(np.concatenate(pieces) - rows).max()
+    print(f"in pieces of 777 samples: the same rows, largest difference {difference:.1e}")
     silence = mfcc(np.zeros(1600))
     print(f"digital silence: largest value {np.abs(silence).max():.1f} (the floor: ln 1 = 0)")
-
     # Energies times 16 add the same constant to every log energy above the floor: only c0 moves.
     rise = np.median(mfcc(4 * tone)[:, 0] - rows[:, 0])
     print(f"four times louder: c0 rises by {rise:.2f}, and sqrt(40) ln 16 = {np.sqrt(40) * np.log(16):.2f}")
-
-    normalised = Normaliser.estimate([rows])(rows)
-    print(f"normalised: mean {abs(normalised.mean()):.1e}, standard deviation {normalised.std():.3f}")
 
 
 if __name__ == "__main__":

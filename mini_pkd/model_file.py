@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 
-from . import UserError, checkpoint
-from .bpe import BPE
+from . import UserError, checkpoint, vocabulary_file
 from .features import NUM_FEATURES, Normaliser
 from .transducer import Transducer, TransducerConfig, count_parameters
 
@@ -19,8 +18,8 @@ TRAINING = ("updates", "skipped_updates", "seconds", "best_dev_wer", "best_dev_l
 def save_model(path, model, normaliser, bpe, **about):
     """Write all that belongs to `model`; `about` is what else should be known of it, as JSON-able values."""
     arrays = {f"weights/{name}": p.data for name, p in model.named_parameters().items()}
-    arrays |= {f"normaliser/{name}": array for name, array in normaliser.arrays().items()}
-    meta = {"model": model.config_dict(), "vocabulary": bpe.to_dict(), "about": about}
+    arrays |= {"normaliser/mean": normaliser.mean, "normaliser/std": normaliser.std}
+    meta = {"model": model.config_dict(), "vocabulary": vocabulary_file.to_dict(bpe), "about": about}
     checkpoint.save(path, arrays, meta)
 
 
@@ -35,7 +34,7 @@ def load_model(path):
             f"{path} is a mini_pkd file but not a model that this version can load ({error}): "
             f"give a model.npz that mini_pkd.cascade wrote."
         ) from None
-    bpe = BPE.from_dict(meta.get("vocabulary"), f"the vocabulary in {path}")
+    bpe = vocabulary_file.from_dict(meta.get("vocabulary"), f"the vocabulary in {path}")
     if bpe.size != model.config.symbols:
         raise UserError(
             f"{path} holds a model over {model.config.symbols} symbols and a vocabulary of {bpe.size}: "
@@ -59,9 +58,7 @@ def _build(arrays, sizes):
     arrays = dict(arrays)
     for name, p in model.named_parameters().items():
         p.data = _take(arrays, f"weights/{name}", p.shape)
-    normaliser = Normaliser.from_arrays(
-        {name: _take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")}
-    )
+    normaliser = Normaliser(*(_take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")))
     return model, normaliser  # nothing is left over: the numbers are counted above
 
 
@@ -94,6 +91,7 @@ if __name__ == "__main__":
     import tempfile
     from pathlib import Path
 
+    from .bpe import BPE
     from .conformer import ConformerConfig
 
     bpe = BPE.train({"ONE": 5, "TONE": 2}, 8)

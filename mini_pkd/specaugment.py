@@ -1,4 +1,6 @@
-"""SpecAugment (Park et al., 2019): hide random stretches of the input so that the model learns to do without.
+"""Augmentation: SpecAugment (Park et al., 2019) hides random stretches of the input.
+
+A model that cannot count on any single stretch learns to use all of them.
 
 For one utterance of T rows and F features, with the policy's numbers:
 
@@ -28,8 +30,8 @@ from .seeds import generator
 
 @dataclass(frozen=True)
 class SpecAugmentPolicy:
-    """How much is hidden. The defaults hide up to 2 x 40 rows (0.4 s each, and at most a fifth of the
-    utterance each) and up to 2 x 8 of 40 cepstra. All zeros switches it off."""
+    """How much is hidden: by default up to 2 x 40 rows (0.4 s each, and at most a fifth of the utterance each)
+    and up to 2 x 8 of 40 cepstra.  All zeros switches it off."""
 
     time_masks: int = 2
     max_time: int = 40
@@ -45,12 +47,12 @@ class SpecAugmentPolicy:
                     f"SpecAugment's {name} must be a whole number >= 0, not {getattr(self, name)!r}: "
                     f"0 switches that mask off."
                 )
-        for name, example in (
-            ("max_time_fraction", "0.2 hides at most a fifth of an utterance at once"),
-            ("max_warp_fraction", "0.1 moves a point by at most a tenth of the utterance"),
-        ):
+        for name in ("max_time_fraction", "max_warp_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: {example}.")
+                raise UserError(
+                    f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: "
+                    f"give a fraction of the utterance's length."
+                )
 
 
 def time_warp(rows, rng, max_fraction):

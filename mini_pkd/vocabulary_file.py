@@ -3,22 +3,15 @@
 bpe.py holds the vocabulary itself; a model file carries the same content (model_file.py).
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 from . import UserError
+from .bpe import BPE, MARKER
 from .checkpoint import write_text_atomic
 
-MARKER = "▁"  # U+2581, stands in front of every word
 FORMAT = "mini_pkd bpe"
 VERSION = 1
-
-
-def fingerprint(characters, merges):
-    """Twelve hex digits of everything that decides what an id means."""
-    text = json.dumps([characters, merges])
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
 
 def to_dict(bpe):
@@ -30,15 +23,15 @@ def to_dict(bpe):
     return {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": fingerprint(bpe.characters, bpe.merges),
+        "fingerprint": bpe.fingerprint(),
         "asked": bpe.asked,
         "characters": bpe.characters,
         "merges": merges,
     }
 
 
-def from_dict(content, where):
-    """The inverse of `to_dict` -> (characters, merges, counts, asked); a UserError names `where` the content was."""
+def from_dict(content, where="this vocabulary"):
+    """The inverse of `to_dict` -> BPE; a UserError about anything else names `where` the content was."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{where} is not a mini_pkd vocabulary, or cut short; train it again or bring a copy")
     version = content.get("version")
@@ -62,12 +55,13 @@ def from_dict(content, where):
             merges.append((id_of[left], id_of[right]))
             counts.append(int(count))
             id_of[left + right] = len(characters) + len(merges)
-        intact = intact and fingerprint(characters, merges) == content["fingerprint"]
+        bpe = BPE(characters, merges, counts, asked)
+        intact = intact and bpe.fingerprint() == content["fingerprint"]
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         intact = False
     if not intact:
         raise UserError(f"{where} is a vocabulary that was edited or damaged; train it again or bring a copy")
-    return characters, merges, counts, asked
+    return bpe
 
 
 def save(path, bpe):
@@ -76,7 +70,7 @@ def save(path, bpe):
 
 
 def load(path):
-    """What `save` wrote -> (characters, merges, counts, asked); any other file is a UserError of one sentence."""
+    """What `save` wrote -> BPE; any other file is a UserError of one sentence."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

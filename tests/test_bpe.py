@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mini_pkd import UserError
-from mini_pkd.bpe import BPE, MARKER
+from mini_pkd.bpe import BPE, MARKER, learn_merges_readable
 
 
 def random_counts(seed):
@@ -52,7 +52,7 @@ def test_fast_equals_readable_equals_oracle(seed):
     smallest = len({c for word, n in counts.items() if n for c in word}) + 2  # + marker + blank
     size = smallest + random.Random(seed).choice([0, 1, 5, 30, 1000])
     fast = BPE.train(counts, size)
-    readable = BPE.train_readable(counts, size)
+    readable = BPE.train(counts, size, learn=learn_merges_readable)
     assert fast == readable
     assert fast.counts == readable.counts
     alphabet, units, words = oracle(counts, size)
@@ -147,9 +147,8 @@ def test_bad_training_input():
         ({"A▁": 1}, 10, "not one word"),
         ({"A": -1}, 10, "count -1"),
     ]:
-        for train in [BPE.train, BPE.train_readable]:
-            with pytest.raises(UserError, match=sentence):
-                train(counts, size)
+        with pytest.raises(UserError, match=sentence):
+            BPE.train(counts, size)
     assert BPE.train({"ABC": 1}, 5).size == 5
 
 
@@ -211,4 +210,4 @@ def test_trains_a_tenth_of_the_full_task_quickly():
 @pytest.mark.slow
 def test_readable_agrees_on_realistic_words():
     counts = zipf_counts(1_500, 100_000, seed=1)
-    assert BPE.train(counts, 200) == BPE.train_readable(counts, 200)
+    assert BPE.train(counts, 200) == BPE.train(counts, 200, learn=learn_merges_readable)

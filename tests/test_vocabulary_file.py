@@ -6,7 +6,7 @@ import math
 import pytest
 from test_bpe import random_counts
 
-from mini_pkd import UserError, checkpoint
+from mini_pkd import UserError, checkpoint, vocabulary_file
 from mini_pkd.bpe import BPE
 
 
@@ -14,33 +14,33 @@ from mini_pkd.bpe import BPE
 def test_save_and_load(tmp_path, seed):
     bpe = BPE.train(random_counts(seed), 30)
     path = tmp_path / "bpe.json"
-    bpe.save(path)
-    loaded = BPE.load(path)
+    vocabulary_file.save(path, bpe)
+    loaded = vocabulary_file.load(path)
     assert loaded == bpe
     assert loaded.fingerprint() == bpe.fingerprint()
     assert loaded.listing() == bpe.listing()
-    loaded.save(tmp_path / "again.json")
+    vocabulary_file.save(tmp_path / "again.json", loaded)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def test_inside_a_checkpoint(tmp_path):
     bpe = BPE.train({"ONE": 3, "TONE": 2}, 100)
-    checkpoint.save(tmp_path / "m", {}, {"vocabulary": bpe.to_dict()})
-    loaded = BPE.from_dict(checkpoint.load(tmp_path / "m")[1]["vocabulary"])
+    checkpoint.save(tmp_path / "m", {}, {"vocabulary": vocabulary_file.to_dict(bpe)})
+    loaded = vocabulary_file.from_dict(checkpoint.load(tmp_path / "m")[1]["vocabulary"])
     assert loaded == bpe and loaded.listing() == bpe.listing()
     with pytest.raises(UserError, match="the vocabulary of S3 is not a mini_pkd vocabulary"):
-        BPE.from_dict({}, "the vocabulary of S3")
+        vocabulary_file.from_dict({}, "the vocabulary of S3")
 
 
 def test_awkward_characters_survive(tmp_path):
     bpe = BPE.train({'"\\/': 3, "É😀\u200b": 2, "'": 1, "0": 5, "00": 2}, 30)
-    bpe.save(tmp_path / "b")
-    assert BPE.load(tmp_path / "b") == bpe
+    vocabulary_file.save(tmp_path / "b", bpe)
+    assert vocabulary_file.load(tmp_path / "b") == bpe
 
 
 def refused(path):
     with pytest.raises(UserError) as caught:
-        BPE.load(path)
+        vocabulary_file.load(path)
     sentence = str(caught.value)
     assert str(path) in sentence and "\n" not in sentence and ";" in sentence
     return sentence
@@ -51,7 +51,7 @@ def test_foreign_and_damaged_files(tmp_path):
     assert "could not be read" in refused(path)
     assert "could not be read" in refused(tmp_path)
     bpe = BPE.train({"ONE": 3, "TONE": 2}, 10)
-    bpe.save(path)
+    vocabulary_file.save(path, bpe)
     good = path.read_bytes()
     for length in range(len(good) - 1):  # the last byte is the final newline
         path.write_bytes(good[:length])
@@ -95,8 +95,8 @@ def test_foreign_and_damaged_files(tmp_path):
     ):
         fingerprint = BPE(changes.get("characters", "ENOT▁"), [], [], 10).fingerprint()
         with pytest.raises(UserError, match="edited or damaged"):
-            BPE.from_dict({**content, "merges": [], "fingerprint": fingerprint} | changes)
-    assert BPE.from_dict(BPE("ENOT▁", [], [], 10).to_dict()).size == 6
+            vocabulary_file.from_dict({**content, "merges": [], "fingerprint": fingerprint} | changes)
+    assert vocabulary_file.from_dict(vocabulary_file.to_dict(BPE("ENOT▁", [], [], 10))).size == 6
     content["version"] = 9
     path.write_text(json.dumps(content), encoding="utf-8")
     assert "version 9" in refused(path)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, report, train, wer
+from mini_pkd import cascade, report, train, vocabulary_file, wer
 from mini_pkd.audio_file import read_audio
 from mini_pkd.bpe import BPE, word_counts
 from mini_pkd.corpus import epoch_batches
@@ -452,7 +452,7 @@ def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
     )
     assert bpe not in others
     _, normaliser, used, _ = load_model(lesson / "T1" / "model.npz")
-    assert used == bpe == BPE.load(lesson / "vocabulary.json")
+    assert used == bpe == vocabulary_file.load(lesson / "vocabulary.json")
 
     def normalised(those):
         rows = normaliser(np.concatenate([mfcc(read_audio(u.audio)) for u in those]))
