@@ -342,7 +342,7 @@ def test_an_endless_body_of_chunks(tmp_path, hostile):
 @pytest.mark.parametrize("length", ["abc", "-5", "1e5", "", "100000, 100000", "9" * 5000, "0x10", "\u0661"])
 def test_lengths_that_are_none(tmp_path, hostile, length):
     get, seen = hostile(lambda send, _: send(OK + f"Content-Length: {length}\r\n\r\n".encode() + b"y" * 100))
-    in_one_line(get, tmp_path, "the length .* is no number")
+    in_one_line(get, tmp_path, "the length .* is not a number")
     assert seen["requests"] <= 4
 
 
