@@ -1,6 +1,6 @@
 """Reading audio files of any format and sample rate, and refusing damaged ones in one sentence.
 
-Everything arrives as float32 samples in [-1, 1], one channel, SAMPLE_RATE of them a second.
+Whatever the file holds, the result is one channel of float32 samples in [-1, 1], SAMPLE_RATE of them a second.
 """
 
 import io
@@ -20,7 +20,7 @@ LOWEST_RATE, HIGHEST_RATE = 4000, 192000
 def read_audio(path_or_file):
     """Audio file (a path or a binary file object) -> (n,) float32 in [-1, 1] at 16 kHz.
 
-    Reads whatever soundfile reads (.flac, .wav, .ogg, .opus). Other sample rates are resampled with a
+    Reads every format that soundfile knows (.flac, .wav, .ogg, .opus, ...). Other sample rates are resampled with a
     polyphase low-pass filter, so nothing above the new Nyquist frequency folds back into the speech.
     """
     if isinstance(path_or_file, (str, Path)):
@@ -53,7 +53,7 @@ def read_audio(path_or_file):
     except UserError:
         raise
     except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = _one_line(error).rstrip(".")
         raise UserError(f"{name} cannot be read as audio ({reason}): convert it to .wav or .flac.") from None
 
     if len(waveform) == 0:

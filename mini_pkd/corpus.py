@@ -32,7 +32,7 @@ import numpy as np
 from . import UserError
 from .audio_file import read_audio
 from .command import Parser, command
-from .corpus_folder import EXAMPLE, Problem, count, find_parts, read_part
+from .corpus_folder import EXAMPLE, Problem, find_parts, print_counts, read_part
 from .features import NUM_FEATURES, mfcc
 from .ragged import Batch
 from .seeds import generator
@@ -182,7 +182,7 @@ def main(arguments=None):
     parser.add_argument("--strict", action="store_true", help="stop at the first problem, exit status 1")
     options = parser.parse_args(arguments)
     if options.folder is not None:
-        problems = count(options.folder, options.strict)
+        problems = print_counts(options.folder, options.strict)
         return 1 if options.strict and problems else 0
     demo()
 

@@ -1,4 +1,4 @@
-"""The folders of a corpus: which parts there are, and the utterances of one, whatever else lies beside them.
+"""The folders of a corpus: which parts there are, and which utterances a part holds.
 
 corpus.py draws the shape of such a folder.  Copies break off, disks have bad sectors, macOS leaves files of its own,
 and a link may lead in a circle: what does not belong there is left out and listed as a `Problem`, or, if the user
@@ -58,7 +58,7 @@ class Problem:
 def scan(folder):
     """(subfolders, files, others) of a folder, as sorted lists of (name, path); hidden names are passed over.
 
-    Others cannot be read: links that lead nowhere or in circles, and pipes, which would keep a reader waiting for ever.
+    Others cannot be read: links that lead nowhere or in circles, and pipes, at which a reader would wait for ever.
     """
     folders, files, others = [], [], []
     with os.scandir(folder) as entries:
@@ -82,7 +82,7 @@ def find_parts(root, required=("train", "dev")):
 
     The root may be one of data_small's corpora (parts named train, dev, ...), a LibriSpeech folder
     (train-clean-100, ...), mini LibriSpeech (train-clean-5, dev-clean-2), or the folder above one that is
-    called LibriSpeech. A role whose parts are absent gets an empty list; a UserError if it is required.
+    called LibriSpeech.  A role without parts gets an empty list, or is a UserError if it is required.
     """
     root = Path(root)
     if not os.path.isdir(root):
@@ -109,7 +109,7 @@ def find_parts(root, required=("train", "dev")):
 
 
 def missing_roles(parts):
-    """One sentence about the roles without a part, '' when nothing is missing."""
+    """One sentence about the roles without a part, or '' if every role has one."""
     missing = [role for role, folders in parts.items() if not folders]
     if not missing:
         return ""
@@ -217,7 +217,7 @@ def transcript_lines(files, problem):
 # --- counting -------------------------------------------------------------------------------------
 
 
-def count(root, strict=False, show=10):
+def print_counts(root, strict=False, show=10):
     """Print utterances, hours and problems of every part below `root`; returns the number of problems."""
     parts = find_parts(root, required=())
     folders = [folder for role in parts.values() for folder in role] or [Path(root)]  # perhaps root is itself a part

@@ -1,10 +1,10 @@
 """The feature store: the MFCC rows of many utterances in one memory-mapped file.
 
 `FeatureStore.build` computes the rows once and lays them end to end in one file: 960 hours are 345 million
-rows, 55 GB, and training touches only the rows of the batch at hand.  It may be killed at any instant and
-continues from a journal; a change of files, transcripts or of the features' recipe is noticed by a fingerprint,
-and a damaged disk by checksums: of every utterance's rows, and of every line that is written about them.  (A store
-of an older version has no checksums, and is built again.)
+rows, 55 GB, and training touches only the rows of the batch at hand.  A build may be killed at any instant and
+continues from its journal.  A fingerprint tells when audio, transcripts or the features' recipe have changed, and
+checksums of every utterance's rows and of index and journal tell when the disk has.  (A store of an older version has
+no checksums, and is built again.)
 
 feature_store_files.py reads index and journal, feature_workers.py computes the rows.
 """
@@ -44,10 +44,10 @@ class FeatureStore:
                  normaliser; written last, under a temporary name first: if it exists, the store is complete
 
     The file holds raw MFCCs. `store[i]` gives (T, 40) float32 rows, normalised when `store.normaliser`
-    is set, which costs little and lets one store serve whatever training set the normaliser came from.
+    is set, which costs little and lets one store serve normalisers of different training sets.
 
-    The rows' checksum is looked at when a process touches an utterance for the first time: at 3 GB/s nobody
-    notices, whereas looking at opening would read 55 GB first, in each of the processes of a run.
+    A checksum is compared when a process first reads that utterance; comparing all of them on opening would read 55 GB
+    first, in each of the processes of a run.
     """
 
     def __init__(self, folder, normaliser=None):
@@ -102,9 +102,8 @@ class FeatureStore:
         """Open the store in `folder` if it belongs to these utterances; compute it otherwise.
 
         workers: processes (default: one per usable core; small parts are done in this process).
-        label: name on the progress bar, none without. strict: the first unreadable file raises.
-        Safe to kill at any instant: the next call continues from the last entry of the journal.
-        While another process builds in that folder we wait for it, and then open what it has made.
+        label: name on the progress bar; without one there is no bar. strict: the first unreadable file raises.
+        While another process builds in that folder we wait for it, and then open its store.
         """
         folder, utterances = Path(folder), list(utterances)
         if not utterances:
@@ -147,9 +146,9 @@ def estimate_normaliser(stores):
 
 
 def _fingerprint(utterances, dtype):
-    """Changes when the utterances, their transcripts, their files or the feature recipe change.
+    """A text that changes when the utterances, their transcripts, their files or the feature recipe change.
 
-    A file counts by size and time of change: reading 60 GB just to hash it would be the wrong bargain.
+    Of a file only size and time of change count, because reading 60 GB just for a hash would take too long.
     """
     digest = hashlib.sha256(f"{RECIPE} {np.dtype(dtype).name}".encode())
     for u in utterances:
@@ -163,12 +162,12 @@ def _fingerprint(utterances, dtype):
 
 
 def _wait(lock, folder, total, label):
-    """Until the lock is ours; a bar follows the journal of the process that holds it."""
+    """Wait until the lock is ours; a bar follows the journal of the process that holds it."""
     if lock.take():
         return
 
     def news(position):
-        """-> (utterances that the journal tells of from there on, its position after them)"""
+        """Read the journal from there on -> (utterances that it tells of, its position after them)"""
         done = 0
         with contextlib.suppress(OSError, ValueError, TypeError), open(folder / JOURNAL, "rb") as file:
             file.seek(position)
@@ -192,7 +191,7 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
     done = len(whole["lengths"])
     workers = usable_cores() if workers is None else workers
     if position == 0:
-        # Anew, in a file of that name which is another file: processes may still read the old one.
+        # Start a new file rather than emptying the old one, which other processes may still read.
         (folder / "rows.bin").unlink(missing_ok=True)
 
     with (
@@ -206,7 +205,7 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
             journal.write(seal({"fingerprint": fingerprint}).encode())
             journal.flush()
         writer = _Writer(rows_file, journal, whole, dtype)
-        # The loop's source is closed at once when something raises, which ends the worker processes.
+        # closing: if something raises here, the worker processes end at once.
         with contextlib.closing(extract_all([str(u.audio) for u in utterances[done:]], workers)) as results:
             for utterance, (rows, reason) in zip(utterances[done:], results, strict=True):
                 if rows is None and strict:
@@ -233,11 +232,11 @@ def _build(folder, utterances, fingerprint, workers, dtype, label, strict):
         "squares": whole["squares"],
     }
     write_text_atomic(folder / "index.json", seal(index))
-    (folder / JOURNAL).unlink()  # not before the index stands: killed in between, nothing is lost
+    (folder / JOURNAL).unlink()  # after the index is complete: a kill in between loses nothing
 
 
 class _Writer:
-    """Writes rows.bin and the journal.  `whole` is what the journal says so far, all of its entries joined into one."""
+    """Writes rows.bin and the journal; `whole` joins all entries of the journal into one."""
 
     def __init__(self, rows_file, journal, whole, dtype):
         self.rows_file, self.journal, self.whole, self.dtype = rows_file, journal, whole, dtype

@@ -21,12 +21,12 @@ JOURNAL = "journal.jsonl"
 
 
 def seal(content):
-    """-> a line of JSON that carries a checksum of itself."""
+    """A dictionary -> a line of JSON that carries a checksum of itself."""
     return json.dumps({**content, "crc32": zlib.crc32(json.dumps(content).encode())}) + "\n"
 
 
 def unseal(line):
-    """The inverse of `seal` (Python's JSON gives back what it wrote); ValueError for all that it did not write."""
+    """The inverse of `seal` (Python's JSON gives back what it wrote); ValueError for any other line."""
     try:
         content = json.loads(line)
         checksum = content.pop("crc32")
@@ -39,7 +39,7 @@ def unseal(line):
 
 
 def _check_entry(entry):
-    """What an entry of the journal and the index have in common; ValueError unless everything is as it should be."""
+    """Check what an entry of the journal and the index have in common; ValueError if anything is wrong."""
     counts = [entry.get(key) for key in ("lengths", "checksums")]
     sums = [entry.get(key) for key in ("sum", "squares")]
     problems = entry.get("problems")
@@ -75,11 +75,11 @@ def read_index(path):
 
 
 def read_journal(folder, fingerprint, row_bytes, most):
-    """What an interrupted build finished -> (all entries joined into one, the journal's good bytes)."""
+    """The journal of an interrupted build -> (its intact entries joined into one, how many bytes they take)."""
     joined = {"lengths": [], "checksums": [], "problems": []}
     joined |= {"sum": [0.0] * NUM_FEATURES, "squares": [0.0] * NUM_FEATURES}
     position = rows = 0
-    # No journal, another corpus's, or damaged from some line on: what was read until then counts.
+    # If there is no journal, or it is another corpus's, or damaged from some line on, the entries before that count.
     with contextlib.suppress(OSError, ValueError), open(folder / JOURNAL, "rb", opener=no_follow) as file:
         written = (folder / "rows.bin").stat().st_size
         for line in file:

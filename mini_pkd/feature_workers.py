@@ -1,4 +1,4 @@
-"""The features of many audio files, computed by as many processes as that is worth.
+"""The features of many audio files, computed by several processes if there are enough files.
 
 A worker process imports this file, so this file imports little (numba alone would take seconds).
 """
@@ -40,8 +40,8 @@ def extract_all(paths, workers):
                 yield result
                 finished += 1
         except BrokenProcessPool:
-            # A worker was killed (memory?), or could not start: `spawn` imports the main script again,
-            # which fails for one that lacks its `if __name__ == "__main__"`. Finish it here.
+            # A worker was killed (memory?), or could not start: `spawn` imports the main script again, which fails
+            # if that lacks its `if __name__ == "__main__"`.  This process does the rest.
             pass
     for path in paths[finished:]:
         yield from _extract([path])
@@ -74,7 +74,7 @@ def _extract_in_processes(paths, workers):
 
     try:
         chunks = (paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK))
-        # A bounded queue: results wait in memory only until their predecessors are written.
+        # A bounded queue, so that only a few results wait in memory for their predecessors to be written.
         waiting = deque(map(submit, itertools.islice(chunks, 2 * workers + 2)))
         while waiting:
             yield from waiting.popleft().result()
