@@ -245,7 +245,7 @@ class BPE:
         pairs = zip(self.merges, self.counts, strict=True)
         for i, ((left, right), count) in enumerate(pairs, start=len(self.characters) + 1):
             parts = f"{self.units[left]} + {self.units[right]}"
-            lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} times")
+            lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} time{'s' * (count != 1)}")
         return "\n".join(lines)
 
     def fingerprint(self):
