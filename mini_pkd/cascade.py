@@ -34,10 +34,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
-from .bpe import BPE
-from .command import UsageError, command
-from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
+from . import UserError, checkpoint, ctrl_c_is_for_us, report, vocabulary_file, warm_up, wer
+from .bpe import BPE, word_counts
+from .command import UsageError, command, disk_errors, printable
+from .corpus_folder import Problem, find_parts, missing_roles, read_part
 from .decode import beam_search
 from .estimate import describe, refuse_what_does_not_fit
 from .feature_store import FeatureStore, estimate_normaliser
@@ -334,7 +334,7 @@ class Cascade:
         path = self.out / "vocabulary.json"
         if not path.exists():
             return
-        self.bpe = BPE.load(path)
+        self.bpe = vocabulary_file.load(path)
         wanted = {plan.name for plan in models} | {plan.teacher for plan in models}
         for plan in self.scale.models():
             folder = self.out / plan.name
@@ -400,11 +400,12 @@ class Cascade:
         """The run's BPE.  The folder is claimed here: what can be wrong with settings and data is known by now."""
         path, config = self.out / "vocabulary.json", self.out / "config.json"
         known = path.exists()
-        bpe = BPE.load(path) if known else BPE.train(word_counts(utterances), self.settings.vocab_size, self.progress)
+        counts = word_counts(u.text for u in utterances)
+        bpe = vocabulary_file.load(path) if known else BPE.train(counts, self.settings.vocab_size, self.progress)
         if not config.exists():
             checkpoint.write_text_atomic(config, json.dumps(self._config(), indent=1) + "\n")
         if not known:
-            bpe.save(path)
+            vocabulary_file.save(path, bpe)
         return bpe
 
     # --- one model --------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from . import UserError, checkpoint, wer
 from .conformer import ConformerConfig
-from .corpus import Problem, check_lattice, collate, make_batches
+from .corpus import collate, epoch_batches, usable_utterances
+from .corpus_folder import Problem
 from .decode import greedy
 from .feature_store import FeatureStore
 from .lattice_kl import distillation_loss
@@ -84,11 +85,8 @@ class Part:
         if strict and problems:
             raise UserError(f"utterance {problems[0]} (leave out --strict to skip and list it).")
         lengths = np.asarray(store.lengths)[spelled]
-        kept, misfits = check_lattice(
-            -(-lengths // reduction),  # each pooling rounds up, and so does this
-            [len(targets[i]) for i in spelled],
-            frames=lengths, max_frames=max_frames, ids=[store.ids[i] for i in spelled],
-        )  # fmt: skip
+        label_lengths, ids = [len(targets[i]) for i in spelled], [store.ids[i] for i in spelled]
+        kept, misfits = usable_utterances(lengths, label_lengths, reduction, max_frames, ids)
         problems += misfits
         if not kept:
             raise UserError(
@@ -103,8 +101,8 @@ class Part:
         return collate(self.store, indices, self.targets)
 
     def batches(self, max_frames, max_utterances, **options):
-        """Groups of indices; see corpus.make_batches."""
-        return make_batches(
+        """Groups of indices; see corpus.epoch_batches."""
+        return epoch_batches(
             self.store.lengths, max_frames, max_utterances, indices=self.indices, **options
         )
 

@@ -27,10 +27,11 @@ from contextlib import nullcontext
 import numpy as np
 
 from . import UserError
+from .audio_file import read_audio
 from .command import Parser, command, complain
 from .conformer import EncoderStream
 from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
-from .features import SAMPLE_RATE, StreamingMFCC, mfcc, read_audio
+from .features import SAMPLE_RATE, StreamingMFCC, mfcc
 from .model_file import load_model
 from .stop_signal import StopSignal
 from .tensor import Tensor, no_grad

@@ -82,7 +82,6 @@ MUTANTS = [
         ("batches ignore the seed", "seed=seed, epoch=epoch,", "seed=0, epoch=epoch,"),
         ("the dev set is the training set", "evaluate(model, dev_part", "evaluate(model, train_part"),
         ("greedy on dev ignores max_symbols", "lengths, settings.max_symbols)", "lengths)"),
-        ("rows are rounded down", "-(-lengths // reduction)", "lengths // reduction"),
         ("after a restart the last weights are the best",
          'self.best_values = arrays["best"]', 'self.best_values = arrays["values"].copy()'),
     ),
@@ -98,6 +97,7 @@ MUTANTS = [
     *of(
         "corpus.py", "test_corpus.py",
         ("a curriculum of the longest", '"stable")[:keep]', '"stable")[-keep:]'),
+        ("rows are rounded down", "-(-int(num_frames) // reduction)", "int(num_frames) // reduction"),
         ("batches are not shuffled", "[batches[i] for i in rng.permutation(len(batches))]", "list(batches)"),
     ),
     # --- the cascade ------------------------------------------------------------------------------------------------

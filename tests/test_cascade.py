@@ -20,7 +20,7 @@ import pytest
 import soundfile
 
 from mini_pkd import UserError, cascade, checkpoint, estimate, report, train, warm_up, wer
-from mini_pkd.corpus import read_part
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.feature_store import FeatureStore
 from mini_pkd.lock import only_process
 from mini_pkd.model_file import load_model
@@ -413,13 +413,13 @@ def test_ctrl_c_while_worker_processes_start(data, finished, tmp_path):
     script = """
 import sys
 from pathlib import Path
-from mini_pkd import feature_store
+from mini_pkd import feature_workers
 if __name__ == "__main__":
     sys.stdout.write("ready"), sys.stdout.flush()
-    feature_store.SMALL_PART = 0
+    feature_workers.SMALL_PART = 0
     paths = [str(p) for p in Path(sys.argv[1]).rglob("*.wav")] * 100
     try:
-        for _ in feature_store._extract_all(paths, 2):
+        for _ in feature_workers.extract_all(paths, 2):
             pass
     except KeyboardInterrupt:
         sys.exit(130)
@@ -725,7 +725,7 @@ def foreign(path):
         ("config.json", lambda p: p.write_text("{"), "config.json cannot be read"),
         ("config.json", lambda p: p.write_text("[1]"), "config.json cannot be read"),
         ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json cannot be read"),
-        ("vocabulary.json", cut, "vocabulary.json is no mini_pkd vocabulary or cut short"),
+        ("vocabulary.json", cut, "vocabulary.json is not a mini_pkd vocabulary, or cut short"),
         ("T1/result.json", cut, "result.json is damaged: delete it, and the same command scores T1 again"),
         ("T1/result.json", lambda p: p.write_text("{}"), "result.json is damaged"),
         ("T1/result.json", lambda p: p.write_text("[]"), "result.json is damaged"),

@@ -12,8 +12,8 @@ import pytest
 from test_model_file import mutated
 
 from mini_pkd import UserError, checkpoint, train, wer
-from mini_pkd.bpe import BPE
-from mini_pkd.corpus import read_part, word_counts
+from mini_pkd.bpe import BPE, word_counts
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.decode import beam_search, greedy
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.model_file import load_model, save_model
@@ -36,7 +36,7 @@ def handful(tmp_path_factory):
     store = FeatureStore.build(tmp_path_factory.mktemp("store"), utterances[:40:7])
     store.normaliser = normaliser = estimate_normaliser([store])
     assert len(set(store.lengths.tolist())) > 3
-    bpe = BPE.train(word_counts(utterances), 48)
+    bpe = BPE.train(word_counts(u.text for u in utterances), 48)
     part, problems = train.Part.encode(store, bpe)
     assert not problems
     return part, bpe, normaliser

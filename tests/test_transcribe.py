@@ -316,7 +316,7 @@ def test_bad_models(run, folder):
     for model, word in (
         ("nowhere.npz", "no checkpoint"),
         ("other.npz", "not a model"),
-        ("archive.npz", "no mini_pkd checkpoint"),
+        ("archive.npz", "not a mini_pkd checkpoint"),
         ("text.npz", "not a mini_pkd checkpoint"),
         ("cut.npz", "damaged"),
         (".", "could not be opened"),

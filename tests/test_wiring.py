@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, report, train, wer
-from mini_pkd.bpe import BPE
-from mini_pkd.corpus import make_batches, read_part, word_counts
+from mini_pkd import cascade, report, train, vocabulary_file, wer
+from mini_pkd.audio_file import read_audio
+from mini_pkd.bpe import BPE, word_counts
+from mini_pkd.corpus import epoch_batches
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.decode import beam_search
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
-from mini_pkd.features import mfcc, read_audio
+from mini_pkd.features import mfcc
 from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys
 from mini_pkd.model_file import load_model
@@ -75,7 +77,7 @@ def corpus(tmp_path_factory):
 def parts(corpus, tmp_path_factory):
     """(training Part, dev Part, BPE): two parts that share no utterance."""
     utterances = {role: read_part(corpus / role)[0] for role in ("train", "dev")}
-    bpe = BPE.train(word_counts(utterances["train"]), 5)
+    bpe = BPE.train(word_counts(u.text for u in utterances["train"]), 5)
     stores = [FeatureStore.build(tmp_path_factory.mktemp("stores") / role, utterances[role]) for role in utterances]
     for store in stores:
         store.normaliser = estimate_normaliser(stores[:1])
@@ -165,7 +167,7 @@ class Watched:
 def planned(part, settings, seed=7):
     """The batches that every epoch should have."""
     return [
-        make_batches(part.store.lengths, settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
+        epoch_batches(part.store.lengths, settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
                      indices=part.indices, curriculum_epochs=settings.curriculum_epochs)
         for epoch in range(settings.epochs)
     ]  # fmt: skip
@@ -445,10 +447,12 @@ def results_of(out):
 def test_vocabulary_and_normaliser_know_the_training_set_only(lesson, corpus):
     utterances = {role: read_part(corpus / role)[0] for role in CORPUS}
     every = [u for part in utterances.values() for u in part]
-    bpe = BPE.train(word_counts(utterances["train"]), 5)
-    assert bpe != BPE.train(word_counts(every), 5) and bpe != BPE.train(word_counts(utterances["dev"]), 5)
+    bpe, *others = (
+        BPE.train(word_counts(u.text for u in those), 5) for those in (utterances["train"], every, utterances["dev"])
+    )
+    assert bpe not in others
     _, normaliser, used, _ = load_model(lesson / "T1" / "model.npz")
-    assert used == bpe == BPE.load(lesson / "vocabulary.json")
+    assert used == bpe == vocabulary_file.load(lesson / "vocabulary.json")
 
     def normalised(those):
         rows = normaliser(np.concatenate([mfcc(read_audio(u.audio)) for u in those]))

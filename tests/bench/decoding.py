@@ -52,9 +52,10 @@ class Decoder:
         self.found = None
 
     def _corpus(self, scale, utterances):
+        from mini_pkd.audio_file import read_audio
         from mini_pkd.cascade import REPOSITORY
-        from mini_pkd.corpus import find_parts, read_part
-        from mini_pkd.features import Normaliser, mfcc, read_audio
+        from mini_pkd.corpus_folder import find_parts, read_part
+        from mini_pkd.features import Normaliser, mfcc
 
         parts = find_parts(REPOSITORY / scale.settings.data)
         role = next(role for role in ("test-clean", "test-other", "dev", "train") if parts.get(role))

@@ -54,15 +54,15 @@ UTTERANCES = 480  # of the corpus, to choose a batch from
 
 def corpus_batch(scale, number=None):
     """A real batch, and the vocabulary's size: a median one of training, or `number` utterances of 2 to 6 s."""
-    from mini_pkd.bpe import BPE
+    from mini_pkd.bpe import BPE, word_counts
     from mini_pkd.cascade import REPOSITORY
-    from mini_pkd.corpus import find_parts, read_part, word_counts
+    from mini_pkd.corpus_folder import find_parts, read_part
     from mini_pkd.feature_store import FeatureStore, estimate_normaliser
     from mini_pkd.train import Part
 
     settings = scale.settings
     found = [u for folder in find_parts(REPOSITORY / settings.data)["train"] for u in read_part(folder)[0]]
-    bpe = BPE.train(word_counts(found), settings.vocab_size)
+    bpe = BPE.train(word_counts(u.text for u in found), settings.vocab_size)
     some = found[:: max(1, len(found) // UTTERANCES)][:UTTERANCES]
     store = FeatureStore.build(STORE / Path(settings.data).name, some, workers=1)
     store.normaliser = estimate_normaliser([store])
