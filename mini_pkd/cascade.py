@@ -38,8 +38,8 @@ from . import UserError, checkpoint, ctrl_c_is_for_us, report, warm_up, wer
 from .bpe import BPE
 from .command import UsageError, command
 from .corpus import Problem, disk_errors, find_parts, missing_roles, printable, read_part, word_counts
-from .decode import beam_search
 from .estimate import describe, refuse_what_does_not_fit
+from .fast_beam import beam_search
 from .feature_store import FeatureStore, estimate_normaliser
 from .lock import only_process
 from .model_file import load_model, save_model

@@ -29,7 +29,8 @@ import numpy as np
 from . import UserError
 from .command import Parser, command, complain
 from .conformer import EncoderStream
-from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, BeamStream, GreedyStream, Hypothesis, beam_search, greedy
+from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, GreedyStream, Hypothesis, greedy
+from .fast_beam import BeamStream, beam_search
 from .features import SAMPLE_RATE, StreamingMFCC, mfcc, read_audio
 from .model_file import load_model
 from .stop_signal import StopSignal

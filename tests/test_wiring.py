@@ -20,7 +20,7 @@ import soundfile
 from mini_pkd import cascade, report, train, wer
 from mini_pkd.bpe import BPE
 from mini_pkd.corpus import make_batches, read_part, word_counts
-from mini_pkd.decode import beam_search
+from mini_pkd.fast_beam import beam_search
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.features import mfcc, read_audio
 from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients
