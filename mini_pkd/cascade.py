@@ -38,8 +38,8 @@ from . import UserError, checkpoint, ctrl_c_is_for_us, report, vocabulary_file, 
 from .bpe import BPE, word_counts
 from .command import UsageError, command, disk_errors, printable
 from .corpus_folder import Problem, find_parts, missing_roles, read_part
-from .decode import beam_search
 from .estimate import describe, refuse_what_does_not_fit
+from .fast_beam import beam_search
 from .feature_store import FeatureStore, estimate_normaliser
 from .lock import only_process
 from .model_file import load_model, save_model
@@ -48,6 +48,7 @@ from .seeds import generator
 from .stop_signal import StopSignal
 from .threads import usable_cores
 from .train import Diverged, Interrupted, Part, train
+from .transcript_file import read_transcript, write_transcript
 from .transducer import Transducer
 
 TEST_SETS = ("test-clean", "test-other")
@@ -447,7 +448,7 @@ class Cascade:
                 result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
                 for metric in ("wer", "ser"):
                     result[f"{metric}_ci95"][test_set] = list(wer.bootstrap_interval(score, metric))
-                result["edits"][test_set] = [score.substitutions, score.deletions, score.insertions]
+                result["edits"][test_set] = score.edits.sum(axis=0).tolist()
         result["decoding_seconds"] = round(time.monotonic() - start, 1)
         rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])
         self._say(f"{plan.name}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
@@ -483,7 +484,7 @@ class Cascade:
                 for i, best in zip(indices, found, strict=True):
                     hypotheses[store.ids[i]] = self.bpe.decode(best[0].labels)
                 bar.update(len(indices))
-        wer.write_transcript(path, {i: hypotheses[i] for i in store.ids})
+        write_transcript(path, {i: hypotheses[i] for i in store.ids})
         return wer.score(dict(zip(store.ids, store.texts, strict=True)), hypotheses)
 
     # --- results ------------------------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ class Cascade:
                     continue
                 if test_set not in references:
                     references[test_set] = self._references(test_set)
-                scores = [wer.score(references[test_set], wer.read_transcript(file)) for file in files]
+                scores = [wer.score(references[test_set], read_transcript(file)) for file in files]
                 test = wer.paired_test(*scores)
                 found.append({
                     "a": a, "b": b, "set": test_set, "difference": test.difference,

@@ -226,12 +226,15 @@ MUTANTS = [
     ),
     # --- decoding, scoring, reporting -------------------------------------------------------------------------------
     *of(
-        "decode.py", "test_decode.py",
+        "fast_beam.py", "test_fast_beam.py",
         ("the beam keeps the better path of two",
-         "finished_score[b, j] = _log_add(finished_score[b, j], done)",
+         "finished_score[b, j] = log_add(finished_score[b, j], done)",
          "finished_score[b, j] = max(finished_score[b, j], done)"),
         ("a cutoff at the best score",
-         "_best_first(finished_score[b, :count], beam)[beam - 1]", "_best_first(finished_score[b, :count], beam)[0]"),
+         "best_first(finished_score[b, :count], beam)[beam - 1]", "best_first(finished_score[b, :count], beam)[0]"),
+    ),
+    *of(
+        "decode.py", "test_decode.py",
         ("greedy says one symbol more", "(said[live] >= max_symbols)", "(said[live] > max_symbols)"),
     ),
     *of(

@@ -25,6 +25,7 @@ from mini_pkd.feature_store import FeatureStore
 from mini_pkd.lock import only_process
 from mini_pkd.model_file import load_model
 from mini_pkd.scales import TINY, count_parameters
+from mini_pkd.transcript_file import read_transcript
 
 MODELS = {"T1": None, "S1": "T1", "B1": None, "S2": "T1", "S3": "S1", "B2": None}  # name: teacher
 PARTS = {"train": 12, "dev": 4, "test-clean": 4, "test-other": 3}
@@ -161,7 +162,7 @@ def test_results_hold_what_the_tables_need(finished, data):
         assert np.isfinite(m["best_dev_loss"]) and m["best_dev_wer"] >= 0
         for part in results["test_sets"]:
             references = {u.id: u.text for u in read_part(data / part)[0]}
-            hypotheses = wer.read_transcript(finished / name / f"{part}.txt")
+            hypotheses = read_transcript(finished / name / f"{part}.txt")
             score = wer.score(references, hypotheses)
             assert m["wer"][part] == score.wer and m["ser"][part] == score.ser
             low, high = m["wer_ci95"][part]
@@ -559,12 +560,12 @@ def test_transcripts_that_the_vocabulary_cannot_write(data, tmp_path, capfd):
     assert listed[0].startswith("train 1-1-0003: the vocabulary does not know the character '\u2581'")
     assert listed[1].startswith("dev 2-1-0001: the vocabulary does not know the characters '2', 'D', 'R' in 'R2D2'")
     for part, odd_word in (("test-clean", "CAFÉ"), ("test-other", "7")):
-        hypotheses = wer.read_transcript(out / "B2" / f"{part}.txt")
+        hypotheses = read_transcript(out / "B2" / f"{part}.txt")
         references = {u.id: u.text for u in read_part(odd / part)[0]}
         assert len(hypotheses) == PARTS[part] and odd_word in references.values()
         result = json.loads((out / "B2" / "result.json").read_text())
         score = wer.score(references, hypotheses)
-        assert result["wer"][part] == score.wer and score.sentences == PARTS[part]
+        assert result["wer"][part] == score.wer and len(score.ids) == PARTS[part]
     assert "utterance 1-1-0003: the vocabulary" in refusal(capfd, words_of(odd, out, "--only", "T1", "--strict"))
 
 
@@ -662,7 +663,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
     assert {m["name"]: m["beam"] for m in results["models"]} == dict.fromkeys(MODELS, 1)
     for m in results["models"]:
         references = {u.id: u.text for u in read_part(data / "test-other")[0]}
-        decoded = wer.read_transcript(copy / m["name"] / "test-other.txt")
+        decoded = read_transcript(copy / m["name"] / "test-other.txt")
         assert m["wer"]["test-other"] == wer.score(references, decoded).wer
     assert set(beams) == {1}
     assert cascade.main(words_of(data, copy)) == 0  # back to beam=2

@@ -15,7 +15,7 @@ ENGINE_ROOM = "The engine room"
 
 
 def chapters():
-    """{chapter: ([files in order], lines)} from the README's map: `### Chapter (N lines)`, then rows | `file.py` | ..."""
+    """{chapter: ([files in order], lines)} from the README's map: "**Chapter** ... (N lines)", then rows of files."""
     found, current = {}, None
     for line in README.splitlines():
         heading = re.match(r"\*\*(?:\d\. )?(.+?)\*\*.* \(([\d,]+) lines\)", line)
@@ -45,7 +45,7 @@ def imports(name):
             continue
         for inner in ast.walk(node):
             if isinstance(inner, ast.ImportFrom):
-                assert inner.level == 1 or not (inner.module or "").startswith("mini_pkd"), f"{name}.py: import relatively"
+                assert inner.level == 1 or not (inner.module or "").startswith("mini_pkd"), f"{name}.py: not relative"
                 if inner.level == 1:
                     found |= {inner.module} if inner.module else {alias.name for alias in inner.names}
     return {module for module in found if (PACKAGE / f"{module}.py").exists()}
@@ -84,7 +84,7 @@ def test_no_circle_of_imports():
 
 
 def test_every_kernel_has_a_readable_partner_that_a_test_names():
-    """`readable` is a function, or words: "module.function ..." where the function comes later on the map, or why none."""
+    """`readable` is a function, or words: "module.function ..." if later on the map, or why there is none."""
     texts = "\n".join(p.read_text(encoding="utf-8") for p in (PACKAGE.parent / "tests").glob("test_*.py"))
     kernels = 0
     for name in [name for names, _ in MAP.values() for name in names]:

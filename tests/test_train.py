@@ -14,7 +14,8 @@ from test_model_file import mutated
 from mini_pkd import UserError, checkpoint, train, wer
 from mini_pkd.bpe import BPE, word_counts
 from mini_pkd.corpus_folder import read_part
-from mini_pkd.decode import beam_search, greedy
+from mini_pkd.decode import greedy
+from mini_pkd.fast_beam import beam_search
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.model_file import load_model, save_model
 from mini_pkd.optimizer import learning_rate

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, report, train, vocabulary_file, wer
+from mini_pkd import cascade, report, train, vocabulary_file
 from mini_pkd.audio_file import read_audio
 from mini_pkd.bpe import BPE, word_counts
 from mini_pkd.corpus import epoch_batches
 from mini_pkd.corpus_folder import read_part
-from mini_pkd.decode import beam_search
+from mini_pkd.fast_beam import beam_search
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.features import mfcc
 from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients
@@ -33,6 +33,7 @@ from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
 from mini_pkd.tensor import is_recording, no_grad
+from mini_pkd.transcript_file import read_transcript, write_transcript
 from mini_pkd.transducer import Transducer
 
 # Part: (loudness, its texts).  Of training's letters A B is the most frequent pair, of all parts' together B A.
@@ -480,7 +481,7 @@ def test_a_model_that_is_right_sometimes(lesson, corpus):
     m = results_of(lesson)["T1"]
     for part in ("test-clean", "test-other"):
         ids = [u.id for u in read_part(corpus / part)[0]]
-        assert list(wer.read_transcript(lesson / "T1" / f"{part}.txt").values()) == ["", *["AB"] * (len(ids) - 1)]
+        assert list(read_transcript(lesson / "T1" / f"{part}.txt").values()) == ["", *["AB"] * (len(ids) - 1)]
     assert m["edits"] == {"test-clean": [1, 4, 0], "test-other": [1, 20, 0]}
     assert m["wer"] == {"test-clean": pytest.approx(5 / 7), "test-other": pytest.approx(21 / 22)}
     assert m["ser"] == {"test-clean": pytest.approx(3 / 4), "test-other": pytest.approx(2 / 3)}
@@ -536,7 +537,7 @@ def written(out):
         (name, part, i): text
         for name in results_of(out)
         for part in ("test-clean", "test-other")
-        for i, text in wer.read_transcript(out / name / f"{part}.txt").items()
+        for i, text in read_transcript(out / name / f"{part}.txt").items()
     }
 
 
@@ -553,8 +554,8 @@ def test_a_paired_difference_is_the_first_minus_the_second(still, corpus):
     out = still[0].parent / "paired"
     shutil.copytree(still[0], out)
     references = {u.id: u.text for u in read_part(corpus / "test-clean")[0]}
-    wer.write_transcript(out / "S1" / "test-clean.txt", references)
-    wer.write_transcript(out / "B1" / "test-clean.txt", dict.fromkeys(references, ""))
+    write_transcript(out / "S1" / "test-clean.txt", references)
+    write_transcript(out / "B1" / "test-clean.txt", dict.fromkeys(references, ""))
     command(corpus, out, *STILL)
     paired = {(p["a"], p["b"], p["set"]): p for p in report.read_results(out)["paired"]}
     test = paired["S1", "B1", "test-clean"]
