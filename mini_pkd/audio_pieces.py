@@ -7,7 +7,8 @@ import sys
 import numpy as np
 
 from . import UserError
-from .features import SAMPLE_RATE, read_audio
+from .audio_file import read_audio
+from .features import SAMPLE_RATE
 
 CONTAINERS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")  # first bytes of audio files
 
