@@ -6,10 +6,8 @@ of single words that turn one into the other, counted over the whole corpus,
     WER = (substitutions + deletions + insertions) / reference words        summed, then divided
 
 It is pooled, not averaged over utterances, and may exceed 1.  SER, the sentence error rate, is the fraction of
-utterances with any error at all.  Both are fractions here, never percent.
-
-Edge cases, decided once: an empty reference is allowed, each word of its hypothesis is an insertion; a corpus
-without a single reference word has WER 0 if nothing was inserted, else infinity.
+utterances with any error at all.  Both are fractions here, never percent.  An empty reference is allowed: each word
+of its hypothesis is an insertion.  A corpus without reference words has WER 0 if nothing was inserted, else infinity.
 
 A test set is a sample: other utterances would have given another rate.  Bisani & Ney ("Bootstrap estimates for
 confidence intervals in ASR performance evaluation", ICASSP 2004) draw as many utterances, with replacement, from
@@ -31,9 +29,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import UserError
 from .command import Parser, command
 from .edit_distance import count_edits
+from .resampling import percentiles, resampled_sums
+from .score_checks import check_metric, check_pair, check_texts
 from .transcript_file import read_transcript
 
 # --- the edit distance ----------------------------------------------------------------------------
@@ -46,21 +45,20 @@ def edit_table(reference, hypothesis):
     What training and scoring call is `count_edits` of edit_distance.py, the last entry of this table by a kernel.
     """
     table = {(0, 0): ((0, 0), None)}
-    for i in range(len(reference) + 1):
-        for j in range(len(hypothesis) + 1):
-            ways = []
-            if i and j:  # the last two words stand together: right, or a substitution
-                (errors, substitutions), _ = table[i - 1, j - 1]
-                wrong = int(reference[i - 1] != hypothesis[j - 1])
-                ways.append(((errors + wrong, substitutions + wrong), (i - 1, j - 1)))
-            if i:  # the last reference word is deleted
-                (errors, substitutions), _ = table[i - 1, j]
-                ways.append(((errors + 1, substitutions), (i - 1, j)))
-            if j:  # the last hypothesis word is inserted
-                (errors, substitutions), _ = table[i, j - 1]
-                ways.append(((errors + 1, substitutions), (i, j - 1)))
-            if ways:
-                table[i, j] = min(ways)
+    for i, j in np.ndindex(len(reference) + 1, len(hypothesis) + 1):
+        ways = []
+        if i and j:  # the last two words stand together: right, or a substitution
+            (errors, substitutions), _ = table[i - 1, j - 1]
+            wrong = int(reference[i - 1] != hypothesis[j - 1])
+            ways.append(((errors + wrong, substitutions + wrong), (i - 1, j - 1)))
+        if i:  # the last reference word is deleted
+            (errors, substitutions), _ = table[i - 1, j]
+            ways.append(((errors + 1, substitutions), (i - 1, j)))
+        if j:  # the last hypothesis word is inserted
+            (errors, substitutions), _ = table[i, j - 1]
+            ways.append(((errors + 1, substitutions), (i, j - 1)))
+        if ways:
+            table[i, j] = min(ways)
     return table
 
 
@@ -122,23 +120,11 @@ def score(references, hypotheses):
     >>> result.wer, result.ser, result.errors.tolist()
     (0.25, 0.5, [1, 0])
     """
-    missing, extra = references.keys() - hypotheses.keys(), hypotheses.keys() - references.keys()
-    if missing:
-        raise UserError(f"there is no hypothesis for {_some(missing)}; decode the whole reference set")
-    if extra:
-        raise UserError(f"there is no reference for {_some(extra)}; score against the file that was decoded")
-    if not references:
-        raise UserError("there are no utterances to score; check that the test set is not empty")
+    check_texts(references, hypotheses)
     ids = tuple(sorted(references))
     pairs = [(references[i].split(), hypotheses[i].split()) for i in ids]
     words = np.array([len(reference) for reference, _ in pairs], np.int64)
     return Score(ids, words, np.array([count_edits(*pair) for pair in pairs], np.int64))
-
-
-def _some(ids):
-    """Up to five names: 'a, b, c, d, e and 7 more utterances'."""
-    names = sorted(ids)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more utterances" if len(names) > 5 else "")
 
 
 def _rate(errors, words):
@@ -153,13 +139,13 @@ def _rate(errors, words):
 def bootstrap_interval(score, metric="wer", level=0.95, resamples=10_000, seed=0):
     """(low, high) of `metric`, "wer" or "ser", under resampling of whole utterances.
 
-    When no utterance has an error it is (0, 0): the bootstrap cannot imagine an error it never saw.
+    One resample is `drawn = rng.integers(0, B, B)`, and its WER is errors[drawn].sum() / words[drawn].sum().  When no
+    utterance has an error the interval is (0, 0): the bootstrap cannot imagine an error it never saw.
     """
-    if metric not in ("wer", "ser"):
-        raise UserError(f"there is no metric {metric!r}; take 'wer' or 'ser'")
+    check_metric(metric)
     pair = (score.errors, score.words) if metric == "wer" else (score.wrong, np.ones_like(score.wrong))
-    sums = _resampled_sums(np.stack(pair, axis=1), resamples, seed)
-    return _percentiles(_rate(sums[:, 0], sums[:, 1]), level)
+    sums = resampled_sums(np.stack(pair, axis=1), resamples, seed)
+    return percentiles(_rate(sums[:, 0], sums[:, 1]), level)
 
 
 class PairedTest(NamedTuple):
@@ -176,8 +162,7 @@ def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
 
     Bisani & Ney call the fraction of resamples in which a is better the probability of improvement.  If a and b were
     equally good it would be near a half; the two-sided p-value is twice the smaller of P(difference <= 0) and
-    P(difference >= 0).  Both count the observed corpus as one more resample, so p is never 0, which no finite number
-    of resamples could show.
+    P(difference >= 0).  Both count the observed corpus as one more resample: no number of them could show that p is 0.
 
     >>> references = {str(i): "ONE TWO" for i in range(40)}
     >>> better = score(references, {i: "ONE TWO" for i in references})
@@ -186,45 +171,13 @@ def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
     >>> test.difference, test.p_value < 0.01, paired_test(better, better).p_value
     (-0.125, True, 1.0)
     """
-    if score_a.ids != score_b.ids:
-        other = set(score_a.ids) ^ set(score_b.ids)
-        raise UserError(f"a paired test needs the same utterances twice; only one side has {_some(other)}")
-    if not np.array_equal(score_a.words, score_b.words):
-        other = {i for i, a, b in zip(score_a.ids, score_a.words, score_b.words, strict=True) if a != b}
-        raise UserError(f"a paired test needs the same references twice; they differ in {_some(other)}")
-    sums = _resampled_sums(np.stack([score_a.errors, score_b.errors, score_a.words], axis=1), resamples, seed)
+    check_pair(score_a, score_b)
+    sums = resampled_sums(np.stack([score_a.errors, score_b.errors, score_a.words], axis=1), resamples, seed)
     # Same words in both, so the sign of the difference needs no division.
     at_most = (1 + np.count_nonzero(sums[:, 0] <= sums[:, 1])) / (1 + resamples)
     at_least = (1 + np.count_nonzero(sums[:, 0] >= sums[:, 1])) / (1 + resamples)
-    low, high = _percentiles(_rate(sums[:, 0] - sums[:, 1], sums[:, 2]), level)
+    low, high = percentiles(_rate(sums[:, 0] - sums[:, 1], sums[:, 2]), level)
     return PairedTest(score_a.wer - score_b.wer, low, high, float(min(1.0, 2 * at_most, 2 * at_least)))
-
-
-def _resampled_sums(columns, resamples, seed):
-    """Draw B of the B rows with replacement and sum them, `resamples` times: (B, 2) -> (resamples, 2), or 3 for 2.
-
-    In pieces of about a million drawn rows, so that memory stays flat however large the test set.
-    """
-    if resamples < 1:
-        raise UserError(f"the number of resamples is {resamples}; take 1000 or more")
-    B = len(columns)
-    rng = np.random.default_rng(seed)
-    sums = np.empty((resamples, columns.shape[1]), np.int64)
-    step = max(1, 2**20 // B)
-    for begin in range(0, resamples, step):
-        drawn = rng.integers(0, B, size=(min(step, resamples - begin), B))
-        for j, column in enumerate(columns.T):
-            sums[begin : begin + step, j] = column[drawn].sum(axis=1)
-    return sums
-
-
-def _percentiles(values, level):
-    if not 0 < level < 1:
-        raise UserError(f"the confidence level is {level}; take one between 0 and 1, such as 0.95")
-    tail = (1 - level) / 2
-    # "inverted_cdf" picks values that occur; interpolating would turn an infinite rate into nan
-    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-    return float(low), float(high)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -266,8 +219,7 @@ def main(arguments=None):
     parser.add_argument("hypothesis", nargs="*")
     options = parser.parse_args(arguments)
     if options.reference is None:
-        demo()
-        return
+        return demo()
     if not 1 <= len(options.hypothesis) <= 2:
         parser.error("give a reference and one or two hypotheses")
     references = read_transcript(options.reference)

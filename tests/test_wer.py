@@ -8,6 +8,7 @@ import pytest
 
 from mini_pkd import UserError, wer
 from mini_pkd.edit_distance import Edits, count_edits
+from mini_pkd.resampling import resampled_sums
 from mini_pkd.transcript_file import write_transcript
 from mini_pkd.wer import Score, align, bootstrap_interval, edit_table, paired_test, score
 
@@ -281,8 +282,8 @@ def test_seeds_and_order():
 def test_resampling_in_pieces():
     """300 utterances need three pieces of a million rows: no row lost or counted twice at the seams."""
     columns = np.arange(600).reshape(300, 2)
-    sums = wer._resampled_sums(columns, 10_000, seed=5)
-    np.testing.assert_array_equal(sums, wer._resampled_sums(columns, 10_000, seed=5))
+    sums = resampled_sums(columns, 10_000, seed=5)
+    np.testing.assert_array_equal(sums, resampled_sums(columns, 10_000, seed=5))
     np.testing.assert_array_equal(sums[:, 1] - sums[:, 0], 300)  # both columns come from the same draw
     piece = 2**20 // 300
     assert np.mean(sums[:piece, 0] == sums[piece : 2 * piece, 0]) < 0.01  # not copies of one another
