@@ -1,6 +1,10 @@
-"""Ctrl-C and SIGTERM as a flag: who trains or listens to a microphone looks at it between two steps."""
+"""Ctrl-C and SIGTERM as a flag, which training and the microphone's loop read between two steps."""
 
 import signal
+
+
+class Interrupted(Exception):
+    """The user or the system asked to stop; everything is saved and the same command continues."""
 
 
 class StopSignal:
