@@ -5,7 +5,6 @@ import json
 import re
 
 import numpy as np
-import pytest
 from chirps import MODELS, SETTINGS, untrain, words_of
 
 from mini_pkd import cascade, estimate
@@ -100,7 +99,7 @@ def test_memory_needed_is_that_of_the_largest_at_a_time():
     assert largest < estimate.memory_needed(scale, models.values(), 2) < 2 * largest
     taught, alone, _ = (estimate.memory_needed(scale, [model]) for model in students)
     teacher = 4 * count_parameters(scale.sizes["T1"].config(scale.settings.vocab_size))
-    assert taught - alone == pytest.approx(teacher)
+    assert 0 < taught - alone - teacher < 0.01 * teacher  # its weights, and its share of a chunk of the lattice
     assert estimate.memory_needed(scale, [], 2) == 0
     many_frames = TINY.override(["batch_frames=1000000000"])  # says: no limit, and eight utterances are the limit
     assert estimate.memory_needed(many_frames, models.values()) < 1e9
@@ -110,5 +109,5 @@ def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, 
     assert cascade.main(words_of(data, copy, "--memory", 1e-6)) == 0
     assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 0
     untrain(copy, "B2")
-    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 2
+    assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 1
     assert cascade.main(words_of(data, copy, "--memory", 2, "beam=1")) == 0
