@@ -11,10 +11,8 @@
         baseline    = train(size, no teacher)
     decode and score them all on the test sets; compare them pairwise
 
-scales.py says who is taught by whom, train.py trains one model, and this file makes the table of them.  A run lives in
-one folder and can be stopped at any instant; the same command continues it.
-
-Left out: the files in that folder (run_folder.py), and models trained side by side (processes.py).
+A run lives in one folder and can be stopped at any instant; the same command continues it.  Left out here: who is
+taught by whom (scales.py), the folder's files (run_folder.py), models trained side by side (processes.py).
 """
 
 import shlex
@@ -25,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, checkpoint, report, warm_up, wer
+from . import UserError, report, warm_up, wer
 from .command import command
 from .command_line import read_command_line
-from .corpus import disk_errors, find_parts, missing_roles, printable
+from .corpus import disk_errors, find_parts, printable
 from .decode import beam_search
 from .estimate import describe, refuse_what_does_not_fit
 from .feature_store import FeatureStore
@@ -123,23 +121,17 @@ class Cascade:
         return [model for name, model in self.models.items() if name in chosen and not folder.finished(name)]
 
     def prepare(self):
-        """Folders of audio -> PreparedCorpus; the first process of a run also says what there is."""
+        """Folders of audio -> PreparedCorpus; the first process of a run also lists what was left out."""
         first = self.slot is None
-        missing = missing_roles(find_parts(self.data))
-        if missing and first:
-            self.say(missing)
         corpus = prepare_corpus(
             self.data, self.out.parent / "features", self.settings,
             make_bpe=lambda utterances: self.folder.vocabulary(utterances, self.progress),
             reduction=self.scale.sizes["T1"].config(self.settings.vocab_size).encoder.reduction,
-            strict=self.strict, progress=self.progress,
+            strict=self.strict, progress=self.progress, say=self.say if first else None,
         )  # fmt: skip
         if corpus.problems and first:
-            path = self.out / "skipped.txt"
-            checkpoint.write_text_atomic(path, "".join(f"{problem}\n" for problem in corpus.problems))
+            path = self.folder.write_skipped(corpus.problems)
             self.say(f"{len(corpus.problems)} utterances or files were left out; {path} lists them and why.")
-        if first:
-            self.say(f"{self.corpus}: {corpus.summary(self.settings.vocab_size)}")
         return corpus
 
     def features(self, role):
@@ -219,21 +211,21 @@ class Cascade:
     def paired_tests(self, finished):
         """Paired bootstrap tests of the comparisons that carry the paper's claims."""
         pairs = []
-        for stages in self.scale.experiments:
-            for s in stages:
-                pairs += [(s.progressive, s.baseline), (s.direct, s.baseline), (s.progressive, s.direct)]
-                pairs += [(s.progressive, "T1")]
+        for s in [stage for stages in self.scale.experiments for stage in stages]:
+            pairs += [(s.progressive, s.baseline), (s.direct, s.baseline), (s.progressive, s.direct)]
+            pairs += [(s.progressive, "T1")]
         pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and set(pair) <= set(finished)]
-        found, references = [], {}
+        found = []
         for test_set in TEST_SETS:
+            references = None
             for a, b in pairs:
                 files = [self.folder.text_file(name, test_set) for name in (a, b)]
                 if not all(file.exists() for file in files):
                     continue
-                if test_set not in references:
+                if references is None:
                     store = FeatureStore(self.features(test_set))
-                    references[test_set] = dict(zip(store.ids, store.texts, strict=True))
-                scores = [wer.score(references[test_set], wer.read_transcript(file)) for file in files]
+                    references = dict(zip(store.ids, store.texts, strict=True))
+                scores = [wer.score(references, wer.read_transcript(file)) for file in files]
                 test = wer.paired_test(*scores)
                 numbers = {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p_value}
                 found.append({"a": a, "b": b, "set": test_set, **numbers})
@@ -272,7 +264,6 @@ def main(arguments=None):
         if slot is None:
             print("\ncascade: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .threads import control_groups, matmul
 from .transducer import count_parameters
 
 MEMINFO = Path("/proc/meminfo")
-UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
+UTILISATION = 0.35  # of the speed of matrix products that a training reaches: a round guess
 
 
 def describe(cascade, jobs):
@@ -117,7 +117,7 @@ def memory_free():
 
 
 def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
-    """A UserError before anything is built, where the system would kill the run in the middle.
+    """Raise a UserError before anything is built if the system would end the run in the middle for want of memory.
 
     gigabytes: what may be used, if the user knows better than memory_free.
     """

@@ -18,7 +18,17 @@ import numpy as np
 from . import UserError
 from .bpe import BPE
 from .conformer import ConformerConfig
-from .corpus import Problem, check_lattice, collate, find_parts, make_batches, printable, read_part, word_counts
+from .corpus import (
+    Problem,
+    check_lattice,
+    collate,
+    find_parts,
+    make_batches,
+    missing_roles,
+    printable,
+    read_part,
+    word_counts,
+)
 from .feature_store import FeatureStore, estimate_normaliser
 from .features import Normaliser
 
@@ -84,26 +94,25 @@ class PreparedCorpus:
     train: Part
     dev: Part
     tests: dict  # {test set: FeatureStore}
-    hours: dict  # {part: how long it is}
     problems: list  # of utterances and files that were left out
 
-    def summary(self, asked):
-        """One line: how long each part is, and how many symbols there are of the `asked` ones."""
-        hours = ", ".join(f"{role} {hours:.2f} h" for role, hours in self.hours.items())
-        fewer = f" (of the {asked} asked for: there is no more to merge)" if self.bpe.size < asked else ""
-        return f"{hours}; {self.bpe.size} symbols{fewer}"
 
-
-def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION, strict=False, progress=True):
+def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION, strict=False, progress=True,
+                   say=None):  # fmt: skip
     """A folder in LibriSpeech's layout -> PreparedCorpus.
 
     features    folder below which the features of each part are kept
     settings    Settings: vocab_size, max_frames and feature_type are read here
     make_bpe    training utterances -> BPE; by default a new one is trained
     strict      the first utterance that cannot be used is a UserError, not a Problem
+    say         function that is told, in a sentence each, what the corpus lacks and what it has; None: nobody is
     """
+    found = find_parts(data)
+    missing = missing_roles(found)
+    if missing and say:
+        say(missing)
     utterances, problems = {}, []
-    for role, folders in find_parts(data).items():
+    for role, folders in found.items():
         utterances[role] = []
         for folder in folders:
             read, bad = read_part(folder, strict)
@@ -133,8 +142,12 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
         problems += [Problem(f"{role} {p.where}", p.reason) for p in bad]
     # Test sets keep every utterance: characters that no model can write are errors of all models alike.
     tests = {role: stores[role] for role in TEST_SETS if role in stores}
-    hours = {role: store.num_rows / 360000 for role, store in stores.items()}
-    return PreparedCorpus(bpe, normaliser, parts["train"], parts["dev"], tests, hours, problems)
+    if say:
+        hours = ", ".join(f"{role} {store.num_rows / 360000:.2f} h" for role, store in stores.items())
+        asked = settings.vocab_size
+        fewer = f" (of the {asked} asked for: there is no more to merge)" if bpe.size < asked else ""
+        say(f"{corpus_name(data)}: {hours}; {bpe.size} symbols{fewer}")
+    return PreparedCorpus(bpe, normaliser, parts["train"], parts["dev"], tests, problems)
 
 
 def features_folder(features, data, role, feature_type):

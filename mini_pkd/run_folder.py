@@ -156,6 +156,12 @@ class RunFolder:
         if config is not None:
             _write_json(self.path / "config.json", config)
 
+    def write_skipped(self, problems):
+        """List what was left out; returns the file's path."""
+        path = self.path / "skipped.txt"
+        checkpoint.write_text_atomic(path, "".join(f"{problem}\n" for problem in problems))
+        return path
+
     # --- vocabulary and models --------------------------------------------------------------------
 
     def vocabulary(self, utterances, progress=False):

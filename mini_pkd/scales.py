@@ -72,7 +72,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every number of a run but for the sizes.  They are the same for all models, and fixed from the run's start."""
+    """Every number of a run but for the sizes: the same for all models, and fixed from the run's start."""
 
     data: str  # corpus folder when --data is not given, relative to the repository
     vocab_size: int  # symbols V, the blank included
@@ -137,7 +137,6 @@ class Scale:
         return overridden(self, assignments)
 
     def as_dict(self):
-        """Plain values, for config.json."""
         return dataclasses.asdict(self)
 
 

@@ -9,7 +9,7 @@ from chirps import MODELS, SETTINGS, untrain, words_of
 
 from mini_pkd import cascade, estimate
 from mini_pkd.estimate import forward_flop, training_flop
-from mini_pkd.scales import TINY
+from mini_pkd.scales import TINY, Size
 from mini_pkd.transducer import Transducer, count_parameters
 
 
@@ -111,3 +111,18 @@ def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, 
     untrain(copy, "B2")
     assert cascade.main(words_of(data, copy, "--memory", 1e-6, "beam=1")) == 1
     assert cascade.main(words_of(data, copy, "--memory", 2, "beam=1")) == 0
+
+
+def test_nodes_are_counted_at_the_rate_of_the_models_encoder(data, finished, monkeypatch):
+    class TwoPools(Size):
+        def config(self, symbols):
+            config = super().config(symbols)
+            return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, pools=2))
+
+    scale = TINY.override(SETTINGS)
+    sizes = {name: TwoPools(**dataclasses.asdict(size)) for name, size in scale.sizes.items()}
+    nodes = []
+    monkeypatch.setattr(estimate, "training_flop", lambda *arguments: nodes.append(arguments[3]) or 1.0)
+    for changed in (scale, dataclasses.replace(scale, sizes=sizes)):
+        estimate.describe(cascade.Cascade(changed, data, finished), 1)
+    assert len(nodes) == 2 * len(MODELS) and nodes[-1] > 1.5 * nodes[0]  # twice, but for the last row of an utterance

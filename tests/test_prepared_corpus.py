@@ -15,7 +15,7 @@ from handful import new_model
 from mini_pkd import UserError, cascade, wer
 from mini_pkd.corpus import read_part
 from mini_pkd.lock import only_process
-from mini_pkd.prepared_corpus import Part
+from mini_pkd.prepared_corpus import Part, prepare_corpus
 from mini_pkd.scales import TINY
 
 
@@ -186,3 +186,22 @@ def test_two_seeds_started_together_share_the_features(data, tmp_path):
         assert process.returncode == 0 and "features of train, by another process" in out, out
     assert len({(tmp_path / f"run{seed}" / "B2" / "model.npz").read_bytes() for seed in (0, 1)}) == 2
     assert {p.name for p in features.iterdir()} == {"rows.bin", "index.json", "lock"}
+
+
+def test_in_one_call(data, tmp_path, capfd):
+    """What a notebook needs; the second call opens what the first has made, and may bring a vocabulary."""
+    settings, said = TINY.override(SETTINGS).settings, []
+    corpus = prepare_corpus(data, tmp_path, settings, say=said.append, progress=False)
+    assert said == ["chirps: train 0.00 h, dev 0.00 h, test-clean 0.00 h, test-other 0.00 h; 8 symbols"]
+    assert {part: len(store) for part, store in corpus.tests.items()} == {"test-clean": 4, "test-other": 3}
+    assert (len(corpus.train.indices), len(corpus.dev.indices), corpus.problems) == (12, 4, [])
+    batch = corpus.train.batch([0, 1])
+    texts = [corpus.bpe.decode(labels.tolist()) for labels in np.split(batch.labels, batch.label_lengths[:1])]
+    assert texts == corpus.train.store.texts[:2]
+    rows = np.concatenate(list(corpus.train.store))
+    assert np.abs(rows.mean(axis=0)).max() < 1e-4 and np.abs(rows.std(axis=0) - 1).max() < 1e-3
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")}
+    asked = []
+    again = prepare_corpus(data, tmp_path, settings, lambda utterances: asked.append(len(utterances)) or corpus.bpe)
+    assert again.bpe is corpus.bpe and asked == [12] and len(before) == 4
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")} == before
