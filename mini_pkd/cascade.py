@@ -186,7 +186,7 @@ class Cascade:
         folder.state_file(name).unlink(missing_ok=True)
 
     def decode(self, network, store, bpe, label, stop):
-        """Beam search over a test set, whose texts are not looked at: {utterance: text}."""
+        """Beam search over a test set -> {utterance: text}.  Its references are not used here."""
         order = np.argsort(store.lengths, kind="stable")
         hypotheses = {}
         bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False, position=self.slot)

@@ -89,6 +89,8 @@ class Part:
 
 @dataclass
 class PreparedCorpus:
+    """What `prepare_corpus` returns."""
+
     bpe: BPE
     normaliser: Normaliser
     train: Part
@@ -105,7 +107,7 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
     settings    Settings: vocab_size, max_frames and feature_type are read here
     make_bpe    training utterances -> BPE; by default a new one is trained
     strict      the first utterance that cannot be used is a UserError, not a Problem
-    say         function that is told, in a sentence each, what the corpus lacks and what it has; None: nobody is
+    say         is called with a sentence about what the corpus lacks, and one about what it has
     """
     found = find_parts(data)
     missing = missing_roles(found)

@@ -1,12 +1,14 @@
 """The files of a run, and how they are read again: a run can be stopped at any instant and is continued from these.
 
-config.json             the resolved settings: a folder belongs to one of them; and what changed on the way
-vocabulary.json         the BPE
-skipped.txt             utterances that were left out, and why
-<MODEL>/training.npz    the state of a training that has not ended (training_state.py)
-<MODEL>/                model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
-results.json            every number of the tables
-lock                    one process at a time (lock.py)
+    config.json             the resolved settings: a folder belongs to one of them; and what changed on the way
+    vocabulary.json         the BPE
+    skipped.txt             utterances that were left out, and why
+    <MODEL>/training.npz    the state of a training that has not ended (training_state.py)
+    <MODEL>/                model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
+    results.json            every number of the tables
+    lock                    one process at a time (lock.py)
+
+Each of them is replaced as a whole or not at all (checkpoint.py), and checked when it is read (records.py).
 """
 
 import json
@@ -31,11 +33,11 @@ def _list_of(count, leaf):
     def fits(value):
         return isinstance(value, list) and len(value) == count and all(map(leaf.fits, value))
 
-    return Leaf(f"a list of {count} with {leaf.what} each", fits)
+    return Leaf(f"a list of {count}, each {leaf.what},", fits)
 
 
 ABOUT_MODEL = {"name": WORD, "role": WORD, "experiment": [COUNT], "stage": COUNT, "size": WORD, "teacher?": WORD}
-ABOUT_TRAINING = {  # none of it is needed here; the report shows it
+ABOUT_TRAINING = {  # for the report
     "updates?": AMOUNT,
     "skipped_updates?": AMOUNT,
     "peak_rates?": [_list_of(2, AMOUNT)],

@@ -136,8 +136,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
             for indices in epoch_batches[epoch][state.done_in_epoch :]:
                 step = state.step + 1
                 rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
-                batch = train_part.batch(indices)
-                means = train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step)
+                means = train_step(model, teacher, train_part.batch(indices), adam, rate, settings, draw, epoch, step)
                 state.count_step(means)
                 bar.update()
                 bar.set_postfix(epoch=epoch + 1, loss=f"{state.smooth_loss:.2f}", refresh=False)
