@@ -1,4 +1,4 @@
-"""The whole command on a corpus of chirps: end to end, side by side, killed, interrupted, and every bad input."""
+"""The whole command on a corpus of chirps: what a run leaves, a second command, another beam, a lower rate."""
 
 import json
 import shlex
