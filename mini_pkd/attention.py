@@ -1,64 +1,32 @@
 """Self-attention over a causal window with relative positions, on a ragged batch.
 
-Row n attends to itself and to the `window - 1` rows before it in the same utterance, never to a later
-one.  With head width C = D / H, distance i = n - m (0 <= i < window):
+Row n attends to itself and to the W - 1 rows before it in the same utterance, never to a later one.
+With head width C = D / H and distance i = n - m, from 0 to W - 1:
 
-    score(n, m) = q_n . (k_m + r_i) / sqrt(C)          p = softmax over m          out_n = sum_m p v_m
+    score(n, m) = q_n . (k_m + r_i) / sqrt(C)          p = softmax over m          out_n = sum_m p_m v_m
 
 This is the relative attention of Transformer-XL (Dai et al. 2019, eq. for A^rel), the one the conformer
 uses, with two simplifications that the limited window allows: the position vectors r_i are a learned
-table of `window` rows instead of projected sinusoids, and the two global query biases u and v are one,
+table of W rows instead of projected sinusoids, and the two global query biases u and v are one,
 namely the bias of the query projection.
 
-The band is the point: cost and memory grow with N x window, not with T^2.  Probabilities are kept for
-backward as `(H, window, N)`: entry (h, i, n) is the weight of row n - i, zero where there is no such row.
-
-Here, and only here, rows of the batch lie along the *last* axis: queries, keys and values come as (3D, N).
-For a fixed distance i, all queries of an utterance then meet their keys in two contiguous stretches of
-numbers, one shifted by i, and inner loops are long whatever the head width.
-
-For streaming, an utterance's rows may be preceded by context: rows already heard, whose keys and values
-are attended to but which get no output of their own.
+The file climbs in three steps: the definition, one row at a time; the same for all rows of an utterance at
+once, one distance at a time, with its gradient; and the operation that training records, which does what the
+second step does with the kernels of attention_kernel.py.
 """
 
 import numpy as np
-from numba import njit, prange
 
+from .attention_kernel import attend, attend_backward
 from .ragged import row_starts
-from .simd import REORDER, exp, kernel
-from .tensor import record
+from .tensor import Tensor, record
 from .threads import matmul
 
-
-def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
-    """qkv (3D, M): queries, keys, values of each row below each other, positions (window, D), lengths (B,) -> (D, N).
-
-    positions[i] is r_i, the vector of distance i.  N = sum(lengths) outputs; M = N unless context_lengths
-    (B,) says how many rows in front of each utterance's own are context: attended to, without an output.
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    context = np.zeros_like(lengths) if context_lengths is None else np.asarray(context_lengths, np.int64)
-    N, (W, D) = int(lengths.sum()), positions.shape
-    probabilities = np.empty((heads, W, N), dtype=qkv.data.dtype)
-    out = np.empty((D, N), dtype=qkv.data.dtype)
-    layout = (row_starts(lengths), row_starts(lengths + context), lengths, context, heads)
-    _attend(qkv.data, positions.data, *layout, probabilities, out)
-
-    def backward(g):
-        dqkv = np.empty_like(qkv.data)
-        _attend_backward(np.ascontiguousarray(g), qkv.data, positions.data, *layout, probabilities, dqkv)
-        # Now `probabilities` holds the gradient of the scores: dr_i = sum over n of ds_i q_n, a product per head.
-        q = qkv.data[:D]
-        if context.any():
-            q = q[:, np.repeat(row_starts(lengths + context) + context - row_starts(lengths), lengths) + np.arange(N)]
-        q = q.reshape(heads, D // heads, N).transpose(0, 2, 1)  # (H, N, C)
-        return dqkv, np.hstack([matmul(ds, rows) for ds, rows in zip(probabilities, q, strict=True)])  # (W, D)
-
-    return record(out, [qkv, positions], backward)
+# --- the definition, row by row -------------------------------------------------------------------
 
 
 def causal_attention_readable(qkv, positions, lengths, heads):
-    """The definition, one row at a time, in numpy: the oracle of the kernel.  qkv (M, 3D) here; array out, (N, D)."""
+    """qkv (N, 3D): query, key and value of each row; positions (W, D); lengths (B,) -> (N, D).  Arrays."""
     q, k, v = np.split(qkv, 3, axis=1)
     out = np.zeros_like(q)
     C = q.shape[1] // heads
@@ -74,203 +42,128 @@ def causal_attention_readable(qkv, positions, lengths, heads):
     return out
 
 
-# One task per (utterance, head).  All of it is three operations, each on a few distances at a time so that what
-# is loaded is used several times:
+# --- all rows at once, distance by distance -------------------------------------------------------
 #
-#     scores      s_i[t] = sum_c q_c[t] (k_c[t-i] + r_ic)                  and dp_i = scores of dout and v
-#     mix         out_c[t] = sum_i p_i[t] v_c[t-i]                         and dq = mix of ds and k + r
-#     mix_back    dv_c[m] = sum_i p_i[m+i] dout_c[m+i]                     and dk = mix_back of ds and q
+# A matrix of all pairs (n, m) would be T x T, and most of it zero.  Stored by distance, the same weights are W x T.
+# For W = 3 and T = 4, with n<-m for what row n takes from row m:
 #
-# Operands are copied to scratch arrays with MARGIN zeros around, in channels a multiple of 4, in distances a
-# multiple of 8: a group that looks a little beyond an utterance's first row finds a probability of zero there.
-
-TILE = 256  # queries whose scores are alive together, about
-MARGIN = 8
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def _with_margins(rows, r0, C, first, count):
-    """rows[r0 : r0 + C, first : first + count] with zeros around: (C rounded up to 4, MARGIN + count + MARGIN)."""
-    out = np.zeros(((C + 3) // 4 * 4, count + 2 * MARGIN), dtype=rows.dtype)
-    for c in range(C):
-        a, b = out[c, MARGIN:], rows[r0 + c, first:]
-        for s in range(count):
-            a[s] = b[s]
-    return out
+#     distance 0    0<-0   1<-1   2<-2   3<-3
+#     distance 1      0    1<-0   2<-1   3<-2       each line: queries t and keys t - i are two stretches of the
+#     distance 2      0      0    2<-0   3<-1       same rows, one shifted by i
+#
+# So here, and only here, rows lie along the *last* axis, and each step of the loops below is one long operation on
+# contiguous numbers, whatever the width of a head.
+#
+# Streaming puts `past` rows of context in front of an utterance: their keys and values are attended to, and they
+# have no query and no output.  Query t then stands at row past + t.
 
 
-@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
-def _scores(q, k, r, past, reach, lo, s):
-    """s[i, t] for distances i < reach of queries lo <= t < lo + n; column MARGIN + t - lo of s, which is zero."""
-    n_all = s.shape[1] - 2 * MARGIN
-    for i in range(0, reach, 4):
-        t0 = max(lo, i - past)  # earlier queries have no row at this distance
-        n = lo + n_all - t0
-        at, at_q, at_k = MARGIN + t0 - lo, MARGIN + t0, MARGIN + past + t0 - i - 3
-        s0, s1, s2, s3 = s[i, at:], s[i + 1, at:], s[i + 2, at:], s[i + 3, at:]
-        r0, r1, r2, r3 = r[i], r[i + 1], r[i + 2], r[i + 3]
-        for c in range(0, q.shape[0], 4):
-            qa, qb, qc, qd = q[c, at_q:], q[c + 1, at_q:], q[c + 2, at_q:], q[c + 3, at_q:]
-            ka, kb, kc, kd = k[c, at_k:], k[c + 1, at_k:], k[c + 2, at_k:], k[c + 3, at_k:]
-            a0, b0, c0, d0 = r0[c], r0[c + 1], r0[c + 2], r0[c + 3]
-            a1, b1, c1, d1 = r1[c], r1[c + 1], r1[c + 2], r1[c + 3]
-            a2, b2, c2, d2 = r2[c], r2[c + 1], r2[c + 2], r2[c + 3]
-            a3, b3, c3, d3 = r3[c], r3[c + 1], r3[c + 2], r3[c + 3]
-            for t in range(n):
-                s0[t] += qa[t] * (ka[t + 3] + a0) + qb[t] * (kb[t + 3] + b0)
-                s0[t] += qc[t] * (kc[t + 3] + c0) + qd[t] * (kd[t + 3] + d0)
-                s1[t] += qa[t] * (ka[t + 2] + a1) + qb[t] * (kb[t + 2] + b1)
-                s1[t] += qc[t] * (kc[t + 2] + c1) + qd[t] * (kd[t + 2] + d1)
-                s2[t] += qa[t] * (ka[t + 1] + a2) + qb[t] * (kb[t + 1] + b2)
-                s2[t] += qc[t] * (kc[t + 1] + c2) + qd[t] * (kd[t + 1] + d2)
-                s3[t] += qa[t] * (ka[t] + a3) + qb[t] * (kb[t] + b3)
-                s3[t] += qc[t] * (kc[t] + c3) + qd[t] * (kd[t] + d3)
+def pairs_at(i, past, T):
+    """The queries that have a row at distance i, and those rows: two slices of the same length.
+
+    >>> pairs_at(2, 0, 4)  # queries 2 and 3 see rows 0 and 1
+    (slice(2, 4, None), slice(0, 2, None))
+    """
+    first = min(T, max(0, i - past))  # earlier queries have no such row
+    return slice(first, T), slice(past + first - i, past + T - i)
 
 
-@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
-def _mix(p, x, r, C, past, reach, lo, out, first):
-    """out[c, first + t] += sum_i p[i, t] (x[c, t - i] + r[i, c]) for the queries of a tile."""
-    n_all = p.shape[1] - 2 * MARGIN
-    for i in range(0, reach, 8):
-        t0 = max(lo, i - past)
-        n = lo + n_all - t0
-        at, at_x = MARGIN + t0 - lo, MARGIN + past + t0 - i - 7
-        p0, p1, p2, p3 = p[i, at:], p[i + 1, at:], p[i + 2, at:], p[i + 3, at:]
-        p4, p5, p6, p7 = p[i + 4, at:], p[i + 5, at:], p[i + 6, at:], p[i + 7, at:]
-        for c in range(C):
-            y, v = out[first[0] + c, first[1] + t0 :], x[c, at_x:]
-            r0, r1, r2, r3 = r[i, c], r[i + 1, c], r[i + 2, c], r[i + 3, c]
-            r4, r5, r6, r7 = r[i + 4, c], r[i + 5, c], r[i + 6, c], r[i + 7, c]
-            for t in range(n):
-                near = p0[t] * (v[t + 7] + r0) + p1[t] * (v[t + 6] + r1) + p2[t] * (v[t + 5] + r2)
-                near += p3[t] * (v[t + 4] + r3)
-                far = p4[t] * (v[t + 3] + r4) + p5[t] * (v[t + 2] + r5) + p6[t] * (v[t + 1] + r6) + p7[t] * (v[t] + r7)
-                y[t] += near + far
-
-
-@njit(cache=True, error_model="numpy", fastmath=REORDER, nogil=True)
-def _mix_back(p, x, C, past, reach, lo, out, first):
-    """out[c, first + m] += sum_i p[i, m + i] x[c, m + i] for the rows m that the queries of a tile look at."""
-    hi = lo + p.shape[1] - 2 * MARGIN
-    for i in range(0, reach, 8):
-        m0 = max(lo - i - 7, -past)
-        n = hi - i - m0
-        at, at_x = MARGIN + m0 + i - lo, MARGIN + m0 + i
-        p0, p1, p2, p3 = p[i, at:], p[i + 1, at:], p[i + 2, at:], p[i + 3, at:]
-        p4, p5, p6, p7 = p[i + 4, at:], p[i + 5, at:], p[i + 6, at:], p[i + 7, at:]
-        for c in range(C):
-            y, g = out[first[0] + c, first[1] + past + m0 :], x[c, at_x:]
-            for t in range(n):
-                near = p0[t] * g[t] + p1[t + 1] * g[t + 1] + p2[t + 2] * g[t + 2] + p3[t + 3] * g[t + 3]
-                far = p4[t + 4] * g[t + 4] + p5[t + 5] * g[t + 5] + p6[t + 6] * g[t + 6] + p7[t + 7] * g[t + 7]
-                y[t] += near + far
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def _position_vectors(positions, c0, C):
-    """positions[:, c0 : c0 + C], with zeros up to a multiple of 8 distances and 4 channels."""
-    W = positions.shape[0]
-    out = np.zeros(((W + 7) // 8 * 8, (C + 3) // 4 * 4), dtype=positions.dtype)
+def attend_readable(q, k, v, r):
+    """One head of one utterance: q (C, T), k and v (C, past + T), r (W, C) -> weights p (W, T), out (C, T)."""
+    (C, T), W = q.shape, len(r)
+    past = k.shape[1] - T
+    s = np.full((W, T), -np.inf, q.dtype)
     for i in range(W):
-        for c in range(C):
-            out[i, c] = positions[i, c0 + c]
-    return out
+        t, m = pairs_at(i, past, T)
+        s[i, t] = (q[:, t] * (k[:, m] + r[i][:, None])).sum(axis=0) / np.sqrt(C)
+    p = np.exp(s - s.max(axis=0))
+    p /= p.sum(axis=0)
+    out = np.zeros_like(q)
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        out[:, t] += p[i, t] * v[:, m]
+    return p, out
 
 
-@kernel(weight=16)
-def _attend(qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, out):
-    W, D = positions.shape
-    C = D // heads
-    shrink, zero, one = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0), qkv.dtype.type(1)
-    for task in prange(len(lengths) * heads):
-        b, h = task // heads, task % heads
-        T, past, first, n0, c0 = lengths[b], context[b], first_rows[b], out_starts[b], h * C
-        q = _with_margins(qkv, c0, C, first + past, T)
-        k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
-        r = _position_vectors(positions, c0, C)
-        no_r = np.zeros_like(r)
-        for c in range(C):
-            out[c0 + c, n0 : n0 + T] = zero
-        tiles = (T + TILE - 1) // TILE
-        for tile in range(tiles):
-            lo, hi = T * tile // tiles, T * (tile + 1) // tiles
-            n = hi - lo
-            reach = min(W, past + hi)  # distances that some query of this tile can look back
-            s = np.zeros((r.shape[0], n + 2 * MARGIN), dtype=qkv.dtype)
-            _scores(q, k, r, past, reach, lo, s)
-            top, norm = s[0, MARGIN : MARGIN + n].copy(), np.zeros(n, dtype=qkv.dtype)
-            for i in range(1, reach):
-                t0 = max(0, i - past - lo)
-                x = s[i, MARGIN:]
-                for t in range(t0, n):
-                    top[t] = x[t] if x[t] > top[t] else top[t]
-            for i in range(r.shape[0]):
-                t0 = min(n, max(0, i - past - lo)) if i < W else n
-                x = s[i, MARGIN:]
-                for t in range(t0):
-                    x[t] = zero
-                for t in range(t0, n):
-                    e = exp(shrink * (x[t] - top[t]))
-                    x[t] = e
-                    norm[t] += e
-            for t in range(n):
-                norm[t] = one / norm[t]
-            for i in range(W):
-                x, p = s[i, MARGIN:], probabilities[h, i, n0 + lo :]
-                for t in range(n):
-                    x[t] *= norm[t]
-                    p[t] = x[t]
-            _mix(s, v, no_r, C, past, reach, lo, out, (c0, n0))
+def attend_backward_readable(g, q, k, v, r, p):
+    """g (C, T), the gradient of out -> gradients of q, k, v and of the scores s (W, T).  The last line comes first:
+
+        out_t = sum_i p_i[t] v_{t-i}                  dp_i[t] = g_t . v_{t-i}        dv_{t-i} += p_i[t] g_t
+        p = softmax(s)                                ds_i = p_i (dp_i - sum_j p_j dp_j)
+        s_i[t] = q_t . (k_{t-i} + r_i) / sqrt(C)      dq_t += ds_i[t] (k_{t-i} + r_i)    dk_{t-i} += ds_i[t] q_t
+
+    where ds has the 1 / sqrt(C) in it already.  The operation below adds dr_i = sum_t ds_i[t] q_t, one product a head.
+    """
+    (C, T), W = q.shape, len(r)
+    past = k.shape[1] - T
+    dq, dk, dv, dp = (np.zeros_like(a) for a in (q, k, v, p))
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        dp[i, t] = (g[:, t] * v[:, m]).sum(axis=0)
+        dv[:, m] += p[i, t] * g[:, t]
+    ds = p * (dp - (p * dp).sum(axis=0)) / np.sqrt(C)
+    for i in range(W):
+        t, m = pairs_at(i, past, T)
+        dq[:, t] += ds[i, t] * (k[:, m] + r[i][:, None])
+        dk[:, m] += ds[i, t] * q[:, t]
+    return dq, dk, dv, ds
 
 
-@kernel(weight=16)
-def _attend_backward(g, qkv, positions, out_starts, first_rows, lengths, context, heads, probabilities, dqkv):
-    # dp_i = dout . v_{t-i};  ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C), which replaces p_i in `probabilities`
-    W, D = positions.shape
-    C = D // heads
-    shrink, zero = qkv.dtype.type(1.0 / np.sqrt(C)), qkv.dtype.type(0)
-    for task in prange(len(lengths) * heads):
-        b, h = task // heads, task % heads
-        T, past, first, n0, c0 = lengths[b], context[b], first_rows[b], out_starts[b], h * C
-        q, go = _with_margins(qkv, c0, C, first + past, T), _with_margins(g, c0, C, n0, T)
-        k, v = _with_margins(qkv, D + c0, C, first, past + T), _with_margins(qkv, 2 * D + c0, C, first, past + T)
-        r = _position_vectors(positions, c0, C)
-        no_r = np.zeros_like(r)
-        for row in (c0, D + c0, 2 * D + c0):
-            for c in range(C):
-                dqkv[row + c, first : first + past + T] = zero
-        tiles = (T + TILE - 1) // TILE
-        for tile in range(tiles):
-            lo, hi = T * tile // tiles, T * (tile + 1) // tiles
-            n = hi - lo
-            reach = min(W, past + hi)
-            p = np.zeros((r.shape[0], n + 2 * MARGIN), dtype=qkv.dtype)
-            ds, dot = np.zeros_like(p), np.zeros(n, dtype=qkv.dtype)
-            _scores(go, v, no_r, past, reach, lo, ds)
-            for i in range(reach):
-                saved, x, y = probabilities[h, i, n0 + lo :], p[i, MARGIN:], ds[i, MARGIN:]
-                for t in range(n):
-                    x[t] = saved[t]
-                    dot[t] += x[t] * y[t]
-            for i in range(reach):
-                saved, x, y = probabilities[h, i, n0 + lo :], p[i, MARGIN:], ds[i, MARGIN:]
-                for t in range(n):
-                    y[t] = x[t] * (y[t] - dot[t]) * shrink
-                    saved[t] = y[t]
-            ds[reach:] = zero  # the last group of scores went further
-            _mix(ds, k, r, C, past, reach, lo, dqkv, (c0, first + past))
-            _mix_back(ds, q, C, past, reach, lo, dqkv, (D + c0, first))
-            _mix_back(p, go, C, past, reach, lo, dqkv, (2 * D + c0, first))
+# --- the operation --------------------------------------------------------------------------------
+
+
+def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
+    """qkv (3D, M): queries, keys, values of each row below each other, positions (W, D), lengths (B,) -> (D, N).
+
+    positions[i] is r_i, the vector of distance i.  N = sum(lengths) outputs; M = N unless context_lengths
+    (B,) says how many rows in front of each utterance's own are context: attended to, without an output.
+    The probabilities are kept for backward: memory grows with N x W.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    context = np.zeros_like(lengths) if context_lengths is None else np.asarray(context_lengths, np.int64)
+    N, (W, D) = int(lengths.sum()), positions.shape
+    probabilities = np.empty((heads, W, N), dtype=qkv.data.dtype)
+    out = np.empty((D, N), dtype=qkv.data.dtype)
+    layout = (row_starts(lengths), row_starts(lengths + context), lengths, context, heads)
+    attend(qkv.data, positions.data, *layout, probabilities, out)
+
+    def backward(g):
+        dqkv = np.empty_like(qkv.data)
+        attend_backward(np.ascontiguousarray(g), qkv.data, positions.data, *layout, probabilities, dqkv)
+        # Now `probabilities` holds the gradient of the scores: dr_i = sum over n of ds_i q_n, a product per head.
+        q = qkv.data[:D]
+        if context.any():
+            q = q[:, np.repeat(row_starts(lengths + context) + context - row_starts(lengths), lengths) + np.arange(N)]
+        q = q.reshape(heads, D // heads, N).transpose(0, 2, 1)  # (H, N, C)
+        return dqkv, np.hstack([matmul(ds, rows) for ds, rows in zip(probabilities, q, strict=True)])  # (W, D)
+
+    return record(out, [qkv, positions], backward)
+
+
+def attention_weights(qkv, positions, heads):
+    """A picture of one utterance: arrays (3D, T), (W, D) -> (H, T, T); [h, n, m] is what row n takes from row m."""
+    T, (W, D) = qkv.shape[1], positions.shape
+    probabilities, out = np.empty((heads, W, T), qkv.dtype), np.empty((D, T), qkv.dtype)
+    zero = np.zeros(1, dtype=np.int64)
+    attend(qkv, positions, zero, zero, np.array([T]), zero, heads, probabilities, out)
+    weights = np.zeros((heads, T, T), qkv.dtype)
+    for i in range(min(W, T)):
+        n = np.arange(i, T)
+        weights[:, n, n - i] = probabilities[:, i, i:]
+    return weights
+
+
+def demo():
+    # Queries of zero make all scores equal, so every output is the mean of the values in its window of 3.
+    values = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])
+    qkv, positions, lengths = np.concatenate([np.zeros((5, 2)), values], axis=1), np.zeros((3, 1)), [3, 2]
+    out = causal_attention(Tensor(qkv.T.copy()), Tensor(positions), lengths, heads=1).data[0]
+    print("two utterances, values 1 2 3 | 10 20, window 3, equal scores:")
+    print("  kernel  ", np.round(out, 3), " (running means; the second utterance does not see the first)")
+    print("  readable", np.round(causal_attention_readable(qkv, positions, lengths, 1)[:, 0], 3))
+    print("what the rows of the first take from rows 0, 1 and 2:")
+    print(np.round(attention_weights(qkv[:3].T.copy(), positions, 1)[0], 3))
 
 
 if __name__ == "__main__":
-    from .tensor import Tensor
-
-    # Queries of zero make all scores equal, so every output is the mean of the values in its window of 3.
-    values = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])
-    qkv = np.concatenate([np.zeros((5, 2)), values], axis=1)
-    lengths = [3, 2]
-    out = causal_attention(Tensor(qkv.T.copy()), Tensor(np.zeros((3, 1))), lengths, heads=1).data[0]
-    print("two utterances, values 1 2 3 | 10 20, window 3, equal scores:")
-    print("  kernel  ", np.round(out, 3), " (running means; the second utterance does not see the first)")
-    print("  readable", np.round(causal_attention_readable(qkv, np.zeros((3, 1)), lengths, 1)[:, 0], 3))
+    demo()

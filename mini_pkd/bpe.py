@@ -1,45 +1,143 @@
 """Byte pair encoding: subword units learned from word counts (Sennrich, Haddow & Birch 2016).
 
-Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and
-again, find the pair of neighbouring units that occurs most often in the whole text and glue it:
+Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and again, find the
+pair of neighbouring units that occurs most often in the whole text and glue it:
 
     ▁ T H E  ->  ▁T H E  ->  ▁TH E  ->  ▁THE
 
-until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word
-of known characters is ever out of vocabulary.  "▁" makes decoding trivial (join, turn "▁" into blanks),
-and pairs never reach across two words.
+until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word of known
+characters is ever out of vocabulary.  "▁" makes decoding trivial (join the units, turn "▁" into a space), and pairs
+never reach across two words.
 
 What we decide:
-- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units,
-  first the characters in code-point order, then the merges in the order in which they were learned.
-- Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a
-  vocabulary depends on the counts alone, not on the order of the words nor on the machine.
+- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units, first the
+  characters in code-point order, then the merges in the order in which they were learned.
+- Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a vocabulary
+  depends on the counts alone, not on the order of the words nor on the machine.
 - Counts are counts of positions: AAA holds the pair (A, A) twice.  Merging goes from left to right.
-- When every word has become one unit there is nothing to merge: V is then smaller than asked for,
-  which `size` and `listing()` tell.
+- When every word has become one unit, nothing is left to merge: `size` is then smaller than asked for.
 
-No two units share a spelling.  (Let a unit stand for the letters s.  No merge ever reached across its
-ends, so what happened inside is exactly what happens to s alone; and that happens one way only.)
+No two units share a spelling.  (Take a unit that spells s.  No merge ever reached across its ends, so its letters were
+merged exactly as s alone would be, and that goes one way only.)
 
-Left out: bytes instead of characters, BPE dropout, unigram language models.
+Left out: bytes instead of characters, BPE dropout, unigram language models.  Files: vocabulary_file.py.
 """
 
 import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from pathlib import Path
-
-from tqdm import tqdm
 
 from . import UserError
-from .checkpoint import write_text_atomic
+from .command import progress_bar
 
 MARKER = "▁"  # U+2581, stands in front of every word
-FORMAT = "mini_pkd bpe"
-VERSION = 1
+
+
+def word_counts(texts):
+    """{word: how often it occurs}, which is all that training needs; words that hold the marker are left out.
+
+    >>> word_counts(["ONE TWO ONE", "TWO ONE"])
+    {'ONE': 3, 'TWO': 2}
+    """
+    counts = Counter()
+    for text in texts:
+        counts.update(text.split())
+    return {word: count for word, count in counts.items() if MARKER not in word}
+
+
+# --- learning the merges --------------------------------------------------------------------------
+
+
+def glue(ids, pair, new):
+    """Replace `pair` by `new`, from left to right.
+
+    >>> glue([1, 1, 1, 2], (1, 1), 9)
+    [9, 1, 2]
+    """
+    left, right = pair
+    glued = []
+    i, last = 0, len(ids) - 1
+    while i <= last:
+        if ids[i] == left and i < last and ids[i + 1] == right:
+            glued.append(new)
+            i += 2
+        else:
+            glued.append(ids[i])
+            i += 1
+    return glued
+
+
+def learn_merges_readable(words, counts, wanted, new, progress=False):
+    """The whole idea: count every pair, glue the most frequent one, and again -> [(pair, its count)].
+
+    words are lists of ids, counts say how often each word occurs; `new` is the id of the first merge.
+    """
+    merges = []
+    for _ in range(wanted):
+        total = Counter()
+        for word, count in zip(words, counts, strict=True):
+            for pair in pairwise(word):
+                total[pair] += count
+        if not total:
+            break
+        best = min(total, key=lambda pair: (-total[pair], pair))
+        merges.append((best, total[best]))
+        words = [glue(word, best, new) for word in words]
+        new += 1
+    return merges
+
+
+def learn_merges(words, counts, wanted, new, progress=False):
+    """The same merges; each of them touches only the words that hold the pair.
+
+    (1) `where` knows, for each pair, the words that may hold it.  (2) A merge creates only pairs that contain the new
+    unit; the count of an older pair can only fall.  So a heap entry that was right once is an upper bound for ever:
+    when the top of the heap is outdated, put it back with today's count and look again.  The first entry that is up
+    to date is the true maximum, ties included, because the heap orders (-count, pair).
+    """
+    words, total, where = list(words), Counter(), {}
+    for w, word in enumerate(words):
+        for pair in pairwise(word):
+            total[pair] += counts[w]
+            where.setdefault(pair, set()).add(w)
+    heap = [(-count, pair) for pair, count in total.items()]
+    heapq.heapify(heap)
+
+    merges = []
+    with progress_bar("BPE" if progress else None, total=wanted, unit="merge") as bar:
+        while heap and len(merges) < wanted:
+            bound, pair = heapq.heappop(heap)
+            count = total[pair]
+            if count != -bound:
+                if count > 0:
+                    heapq.heappush(heap, (-count, pair))
+                continue
+            merges.append((pair, count))
+            born = set()
+            for w in where.pop(pair):
+                word = words[w]
+                glued = glue(word, pair, new)
+                if len(glued) == len(word):
+                    continue  # an earlier merge has used one of the pair's halves here
+                for old in pairwise(word):
+                    total[old] -= counts[w]
+                for fresh in pairwise(glued):
+                    total[fresh] += counts[w]
+                    if new in fresh:
+                        born.add(fresh)
+                        where.setdefault(fresh, set()).add(w)
+                words[w] = glued
+            del total[pair]  # it is 0 now
+            for fresh in born:
+                heapq.heappush(heap, (-total[fresh], fresh))
+            new += 1
+            bar.update()
+    return merges
+
+
+# --- the vocabulary -------------------------------------------------------------------------------
 
 
 class BPE:
@@ -68,7 +166,7 @@ class BPE:
     (11, ('TONE', '▁TONE'))
     """
 
-    def __init__(self, characters: str, merges: Iterable[tuple[int, int]], counts: Iterable[int], asked: int):
+    def __init__(self, characters, merges, counts, asked):
         """`merges[m]` is the pair of ids that became unit len(characters) + 1 + m, `counts[m]` how often
         it stood in the text at that moment, `asked` the V that the user wished for."""
         self.characters = characters
@@ -79,44 +177,26 @@ class BPE:
         for left, right in self.merges:
             units.append(units[left] + units[right])
         self.units = tuple(units)
-        first = len(characters) + 1
         self._id_of_character = {character: i for i, character in enumerate(characters, start=1)}
-        self._id_of_pair = {pair: first + m for m, pair in enumerate(self.merges)}
-        self._cache: dict[str, tuple[int, ...]] = {}  # word -> ids; 90,000 words are some 20 MB
+        self._id_of_pair = {pair: i for i, pair in enumerate(self.merges, start=len(characters) + 1)}
+        self._cache = {}  # word -> ids
 
     @classmethod
-    def train(cls, word_counts: Mapping[str, int], vocab_size: int, progress: bool = False) -> "BPE":
-        """Learn `vocab_size` symbols (blank included) from how often each word occurs."""
+    def train(cls, word_counts, vocab_size, progress=False, learn=learn_merges):
+        """Learn `vocab_size` symbols (blank included) from {word: how often it occurs}."""
         words, counts, characters = _split_words(word_counts, vocab_size)
-        merges = _merge_fast(words, counts, vocab_size - 1 - len(characters), len(characters) + 1, progress)
+        new = len(characters) + 1
+        merges = learn(words, counts, vocab_size - new, new, progress)
         return cls(characters, [pair for pair, _ in merges], [count for _, count in merges], vocab_size)
 
-    @classmethod
-    def train_readable(cls, word_counts: Mapping[str, int], vocab_size: int) -> "BPE":
-        """The same result, recounting every pair before every merge: read this one first."""
-        words, counts, characters = _split_words(word_counts, vocab_size)
-        merges, merge_counts = [], []
-        for new in range(len(characters) + 1, vocab_size):
-            pairs: Counter[tuple[int, int]] = Counter()
-            for word, count in zip(words, counts, strict=True):
-                for pair in pairwise(word):
-                    pairs[pair] += count
-            if not pairs:
-                break
-            best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-            merges.append(best)
-            merge_counts.append(pairs[best])
-            words = [_glue(word, best, new) for word in words]
-        return cls(characters, merges, merge_counts, vocab_size)
-
     @property
-    def size(self) -> int:
+    def size(self):
         """V: the blank, the characters and the merges."""
         return len(self.units)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text):
         """Text -> ids.  Any white space separates words; an unknown character is a UserError."""
-        ids: list[int] = []
+        ids = []
         for word in text.split():
             known = self._cache.get(word)
             if known is None:
@@ -126,7 +206,7 @@ class BPE:
             ids.extend(known)
         return ids
 
-    def _encode_word(self, word: str) -> list[int]:
+    def _encode_word(self, word):
         ids = [self._id_of_character[character] for character in MARKER + word]
         # Replay training: of all pairs in the word, the one that was learned first is glued first.
         while len(ids) > 1:
@@ -134,43 +214,41 @@ class BPE:
             if not candidates:
                 break
             pair = min(candidates, key=self._id_of_pair.__getitem__)
-            ids = _glue(ids, pair, self._id_of_pair[pair])
+            ids = glue(ids, pair, self._id_of_pair[pair])
         return ids
 
-    def _refuse(self, text: str) -> None:
+    def _refuse(self, text):
         known = set(self.characters) - {MARKER}
         unknown = sorted({c for c in text if not c.isspace() and c not in known})
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        alphabet = "".join(sorted(known))
-        alphabet = alphabet if len(alphabet) <= 80 else alphabet[:77] + "..."
+        shown, alphabet = (s if len(s) <= 80 else s[:77] + "..." for s in (text, "".join(sorted(known))))
         raise UserError(
             f"the vocabulary does not know the character{'s' * (len(unknown) > 1)} "
             f"{', '.join(map(repr, unknown))} in {shown!r}; write the text with {alphabet} only"
         )
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids):
         """Ids -> text.  Any sequence of units decodes, also one that no text encodes to."""
         spelling = []
         for i in ids:
             if not 0 < i < self.size:
-                raise UserError(f"id {i} is no unit of this vocabulary; its units are 1 to {self.size - 1}")
+                raise UserError(f"id {i} is not a unit of this vocabulary; its units are 1 to {self.size - 1}")
             spelling.append(self.units[i])
         return " ".join("".join(spelling).replace(MARKER, " ").split())
 
-    def listing(self) -> str:
-        """The vocabulary for eyes: one line per id."""
+    def listing(self):
+        """The vocabulary for a reader: one line per id."""
         head = f"V = {self.size}: blank, {len(self.characters)} characters, {len(self.merges)} merges"
         if self.size < self.asked:
             head += f" (asked for {self.asked}; every word is one unit, so no pairs are left)"
         lines = [head, "   0  (blank)"]
         lines += [f"{i:4d}  {character}" for i, character in enumerate(self.characters, start=1)]
-        first = len(lines) - 1
-        for i, ((left, right), count) in enumerate(zip(self.merges, self.counts, strict=True), start=first):
+        pairs = zip(self.merges, self.counts, strict=True)
+        for i, ((left, right), count) in enumerate(pairs, start=len(self.characters) + 1):
             parts = f"{self.units[left]} + {self.units[right]}"
-            lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} times")
+            lines.append(f"{i:4d}  {self.units[i]:12s}  {parts}, {count} time{'s' * (count != 1)}")
         return "\n".join(lines)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self):
         """Twelve hex digits that change when any unit does: a checkpoint remembers its vocabulary by it.
 
         >>> BPE.train({"ONE": 5, "TONE": 2}, 8).fingerprint()
@@ -179,89 +257,16 @@ class BPE:
         text = json.dumps([self.characters, self.merges])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other):
         if not isinstance(other, BPE):
             return NotImplemented
         return (self.characters, self.merges) == (other.characters, other.merges)
 
-    def __hash__(self) -> int:
+    def __hash__(self):
         return hash((self.characters, self.merges))
 
-    def __repr__(self) -> str:
-        return f"BPE(size={self.size}, fingerprint={self.fingerprint()!r})"
 
-    def to_dict(self) -> dict:
-        """Plain JSON values, one merge as "left right count": what `save` writes, and a model file holds."""
-        merges = [
-            f"{self.units[left]} {self.units[right]} {count}"
-            for (left, right), count in zip(self.merges, self.counts, strict=True)
-        ]
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "fingerprint": self.fingerprint(),
-            "asked": self.asked,
-            "characters": self.characters,
-            "merges": merges,
-        }
-
-    @classmethod
-    def from_dict(cls, content: dict, where: str = "this vocabulary") -> "BPE":
-        """The inverse of `to_dict`; anything else is a UserError that names `where`."""
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{where} is no mini_pkd vocabulary or cut short; train it again or bring a copy")
-        version = content.get("version")
-        if type(version) is int and version != VERSION:
-            raise UserError(
-                f"{where} has format version {version} and this program reads "
-                f"version {VERSION}; load it with the mini_pkd that wrote it"
-            )
-        try:
-            characters, asked = content["characters"], content["asked"]
-            intact = (
-                type(version) is type(asked) is int
-                and characters.split() == [characters]  # no white space
-                and characters == "".join(sorted({MARKER, *characters}))  # each once, in order, and the marker
-            )
-            characters.encode("utf-8")  # half a surrogate pair, which JSON can hold, could never be printed
-            id_of = {character: i for i, character in enumerate(characters, start=1)}
-            merges, counts = [], []
-            for line in content["merges"]:
-                left, right, count = line.split(" ")
-                merges.append((id_of[left], id_of[right]))
-                counts.append(int(count))
-                id_of[left + right] = len(characters) + len(merges)
-            bpe = cls(characters, merges, counts, asked)
-            intact = intact and bpe.fingerprint() == content["fingerprint"]
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
-            intact = False
-        if not intact:
-            raise UserError(f"{where} is a vocabulary that was edited or damaged; train it again or bring a copy")
-        return bpe
-
-    def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON with one merge a line, readable, atomically."""
-        write_text_atomic(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=0) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "BPE":
-        """Read what `save` wrote; any other file is a UserError of one sentence."""
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} could not be read ({error.strerror}); give a vocabulary file") from None
-        try:
-            content = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
-            content = None
-        return cls.from_dict(content, str(path))
-
-
-# ---------------------------------------------------------------------------------------------------
-# Training
-
-
-def _split_words(word_counts: Mapping[str, int], vocab_size: int) -> tuple[list[list[int]], list[int], str]:
+def _split_words(word_counts, vocab_size):
     """Words as lists of character ids, their counts, and the alphabet in code-point order."""
     for word, count in word_counts.items():
         if word.split() != [word] or MARKER in word:
@@ -282,82 +287,10 @@ def _split_words(word_counts: Mapping[str, int], vocab_size: int) -> tuple[list[
     return words, list(kept.values()), characters
 
 
-def _glue(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Replace `pair` by `new`, from left to right.
-
-    >>> _glue([1, 1, 1, 2], (1, 1), 9)
-    [9, 1, 2]
-    """
-    left, right = pair
-    glued = []
-    i, last = 0, len(ids) - 1
-    while i <= last:
-        if ids[i] == left and i < last and ids[i + 1] == right:
-            glued.append(new)
-            i += 2
-        else:
-            glued.append(ids[i])
-            i += 1
-    return glued
-
-
-def _merge_fast(
-    words: list[list[int]], counts: list[int], wanted: int, new: int, progress: bool
-) -> list[tuple[tuple[int, int], int]]:
-    """The merges as (pair, count), touching at each merge only the words that hold the pair.
-
-    Two observations make it fast.  (1) `where` knows, for each pair, the words that may hold it.
-    (2) A merge creates pairs only with the new unit in them; the count of every older pair can but
-    fall.  So a heap entry that was right once is an upper bound for ever: when the top of the heap
-    is outdated, put it back with today's count and look again.  The first entry that is up to date is
-    the true maximum, ties included, because the heap orders (-count, pair).
-    """
-    total: Counter[tuple[int, int]] = Counter()
-    where: dict[tuple[int, int], set[int]] = {}
-    for w, word in enumerate(words):
-        for pair in pairwise(word):
-            total[pair] += counts[w]
-            where.setdefault(pair, set()).add(w)
-    heap = [(-count, pair) for pair, count in total.items()]
-    heapq.heapify(heap)
-
-    merges: list[tuple[tuple[int, int], int]] = []
-    bar = tqdm(total=wanted, desc="BPE", unit="merge", disable=not progress)
-    while heap and len(merges) < wanted:
-        bound, pair = heapq.heappop(heap)
-        count = total[pair]
-        if count != -bound:
-            if count > 0:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        merges.append((pair, count))
-        born = set()
-        for w in where.pop(pair):
-            word = words[w]
-            glued = _glue(word, pair, new)
-            if len(glued) == len(word):
-                continue  # the pair was here once, until another merge took one of its halves
-            for old in pairwise(word):
-                total[old] -= counts[w]
-            for fresh in pairwise(glued):
-                total[fresh] += counts[w]
-                if new in fresh:
-                    born.add(fresh)
-                    where.setdefault(fresh, set()).add(w)
-            words[w] = glued
-        del total[pair]  # now 0: no neighbours are left to glue
-        for fresh in born:
-            heapq.heappush(heap, (-total[fresh], fresh))
-        new += 1
-        bar.update()
-    bar.close()
-    return merges
-
-
-def _demo() -> None:
-    """Tongue twister: check the first merges by counting in the text with a finger."""
+def demo():
+    """A tongue twister: check the first merges by counting in the text with a finger."""
     text = "SHE SELLS SEA SHELLS BY THE SEA SHORE THE SHELLS SHE SELLS ARE SEA SHELLS I AM SURE"
-    bpe = BPE.train(Counter(text.split()), vocab_size=30)
+    bpe = BPE.train(word_counts([text]), vocab_size=30)
     print(bpe.listing())
     ids = bpe.encode("SHE SHARES SEASHELLS")
     print("encode", ids, "=", " ".join(bpe.units[i] for i in ids))
@@ -369,4 +302,4 @@ def _demo() -> None:
 
 
 if __name__ == "__main__":
-    _demo()
+    demo()

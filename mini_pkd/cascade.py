@@ -24,11 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from . import UserError, report, warm_up, wer
-from .command import command
+from .command import command, disk_errors, printable
 from .command_line import read_command_line
-from .corpus import disk_errors, find_parts, printable
-from .decode import beam_search
+from .corpus_folder import find_parts
 from .estimate import describe, refuse_what_does_not_fit
+from .fast_beam import beam_search
 from .feature_store import FeatureStore
 from .model_file import save_model
 from .prepared_corpus import TEST_SETS, corpus_name, default_data, features_folder, prepare_corpus
@@ -39,6 +39,7 @@ from .seeds import generator
 from .stop_signal import Interrupted, StopSignal
 from .train import train
 from .training_state import Diverged
+from .transcript_file import read_transcript, write_transcript
 from .transducer import Transducer
 
 
@@ -67,8 +68,7 @@ class Cascade:
         if again:
             self.say(f"{', '.join(again)}: decoded again, because the beam was another one")
         if todo:
-            untrained = [model for model in todo if not folder.trained(model.name)]
-            refuse_what_does_not_fit(self.scale, untrained, jobs, memory)
+            refuse_what_does_not_fit(self.scale, [m for m in todo if not folder.trained(m.name)], jobs, memory)
             find_parts(self.data)  # raises if anything is missing, before a folder is made
         with folder.locked():
             folder.check_files(todo)
@@ -173,12 +173,12 @@ class Cascade:
         start = time.monotonic()
         for test_set, store in corpus.tests.items():
             hypotheses = self.decode(network, store, corpus.bpe, f"{name} {test_set}", stop)
-            wer.write_transcript(folder.text_file(name, test_set), hypotheses)
+            write_transcript(folder.text_file(name, test_set), hypotheses)
             score = wer.score(dict(zip(store.ids, store.texts, strict=True)), hypotheses)
             result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
             for metric in ("wer", "ser"):
                 result[f"{metric}_ci95"][test_set] = list(wer.bootstrap_interval(score, metric))
-            result["edits"][test_set] = [score.substitutions, score.deletions, score.insertions]
+            result["edits"][test_set] = score.edits.sum(axis=0).tolist()
         result["decoding_seconds"] = round(time.monotonic() - start, 1)
         rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])
         self.say(f"{name}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
@@ -225,7 +225,7 @@ class Cascade:
                 if references is None:
                     store = FeatureStore(self.features(test_set))
                     references = dict(zip(store.ids, store.texts, strict=True))
-                scores = [wer.score(references, wer.read_transcript(file)) for file in files]
+                scores = [wer.score(references, read_transcript(file)) for file in files]
                 test = wer.paired_test(*scores)
                 numbers = {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p_value}
                 found.append({"a": a, "b": b, "set": test_set, **numbers})

@@ -16,10 +16,10 @@ array finds a flipped bit.  Nor can it fill the memory: every entry must be stor
 overlap another, and an array's shape must account for the bytes that are there.  The entries are
 
     meta              uint8: JSON text {"format", "version", "names", "meta"}
-    0 encoder.weight  the arrays in order; the true names stand in "names", for .npz keys have traps of
+    0 encoder.weight  the arrays in order; the true names stand in "names", because .npz keys have traps of
     1 encoder.bias    their own (np.savez takes a key `file` for its own argument; `x` and `x.npy` clash)
 
-Left out: compression (measured 60 times slower to write, for 7 % of the size) and sharding.
+Left out: compression (weights hardly shrink, and writing takes far longer) and sharding.
 """
 
 import errno
@@ -29,10 +29,8 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -44,11 +42,10 @@ NUMBERS = "biufc"  # the kinds of dtype that a checkpoint stores
 MAX_META = 2**24  # bytes of JSON; a vocabulary of 10026 takes 0.3 MB, and parsed JSON can be 20 times its text
 
 
-# ---------------------------------------------------------------------------------------------------
-# Atomic writing
+# --- atomic writing -------------------------------------------------------------------------------
 
 
-def write_file_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def write_file_atomic(path, write):
     """Let `write(file)` fill a binary file that appears at `path` only once it is complete.
 
     The temporary name is always `path` + ".tmp": what a `kill -9` leaves behind is removed by the
@@ -70,7 +67,7 @@ def write_file_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> No
         if isinstance(error, OSError):
             raise UserError(_cannot_write(path, error)) from error
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is as safe as it gets
+    if os.name == "posix":  # elsewhere a folder cannot be opened, so the rename is not synced
         with suppress(OSError):  # some network disks refuse to sync a folder; the file itself is safe
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -79,12 +76,12 @@ def write_file_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> No
                 os.close(folder)
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
+def write_text_atomic(path, text):
     """Write `text` as UTF-8, line ends as they are: the old file or the new one, never half of one."""
     write_file_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
+def _cannot_write(path, error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full: {path} could not be written (an older version of it is untouched); "
@@ -94,11 +91,10 @@ def _cannot_write(path: Path, error: OSError) -> str:
     return f"{path} could not be written ({reason}); check the folder and its permissions"
 
 
-# ---------------------------------------------------------------------------------------------------
-# Checkpoints
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
-def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def save(path, arrays, meta):
     """Write named arrays and a JSON-able `meta` to `path`, atomically.
 
     Arrays of numbers of any shape (also 0-d and empty) come back to the bit, in C order.  `meta`
@@ -118,12 +114,12 @@ def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, 
     write_file_atomic(path, lambda file: np.savez(file, **entries))
 
 
-def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path):
     """Read what `save` wrote: (arrays, meta).  Anything else is a UserError of one sentence."""
     path = Path(path)
     try:
         if path.is_fifo():  # opening one waits for a writer
-            raise UserError(f"{path} is a pipe, no mini_pkd checkpoint; give a file that the training wrote")
+            raise UserError(f"{path} is a pipe and not a mini_pkd checkpoint; give a file that the training wrote")
         file = open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}; check the path or train the model") from None
@@ -142,7 +138,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                     _check_entries(archive, os.fstat(file.fileno()).st_size)
                     header = _read_header(archive)
                 if header.get("format") == FORMAT and type(header["version"]) is not int:
-                    raise ValueError("a version that is no number")
+                    raise ValueError("a version that is not a number")
                 if header.get("format") == FORMAT and header["version"] == VERSION:
                     names, meta = header["names"], header["meta"]
                     wanted = ["meta.npy", *(f"{i} {name}.npy" for i, name in enumerate(names))]
@@ -158,14 +154,14 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 "delete it to train again, or bring back a copy"
             ) from error
     if header.get("format") != FORMAT:
-        raise UserError(f"{path} is some archive, no mini_pkd checkpoint; give a file that training wrote")
+        raise UserError(f"{path} is an archive but not a mini_pkd checkpoint; give a file that the training wrote")
     raise UserError(
         f"the checkpoint {path} has format version {header['version']} and this program reads version "
         f"{VERSION}; load it with the mini_pkd that wrote it"
     )
 
 
-def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
+def _check_entries(archive, size):
     """An archive of `size` bytes as `save` writes it holds no more than that: no compression, no byte used twice."""
     end = 0
     for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
@@ -178,7 +174,7 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("an entry of impossible size")
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_array(archive, name):
     # All bytes first: `archive.read` checks the CRC at an entry's end.  np.load on the whole file stops
     # where the array's own header says that it ends, and a flipped bit may sit in just that header.
     data = archive.read(name + ".npy")
@@ -191,8 +187,8 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.ndarray(shape, dtype, data, stream.tell()).copy()
 
 
-def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The JSON in the entry `meta`; an empty dictionary when somebody else's archive has such a name."""
+def _read_header(archive):
+    """The JSON in the entry `meta`; an empty dictionary if the entry is another program's."""
     array = _read_array(archive, "meta")
     try:
         header = json.loads(array.tobytes().decode("utf-8"))
@@ -201,15 +197,15 @@ def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
     return header if isinstance(header, dict) else {}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     """numpy scalars and arrays as JSON knows them: np.int64(3) -> 3, np.arange(2) -> [0, 1]."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"meta holds a {type(value).__name__}, which JSON cannot store: {value!r}")
 
 
-def _demo() -> None:
-    """Save, load, flip one bit, cut the file: what a reader should see stands in the comments."""
+def demo():
+    """Save, load, flip one bit, cut the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "demo.npz")
         save(path, {"w": np.arange(6.0).reshape(2, 3), "step": np.array(7)}, {"epoch": 3})
@@ -228,4 +224,4 @@ def _demo() -> None:
 
 
 if __name__ == "__main__":
-    _demo()
+    demo()

@@ -1,4 +1,6 @@
-"""How every command ends: one sentence on stderr and an exit status, never a traceback.
+"""What all commands share: how they end, and what they tell on the way.
+
+A command ends with one sentence on stderr and an exit status, never with a traceback:
 
     @command("report")
     def main(arguments=None):
@@ -16,12 +18,17 @@ its traceback.
 """
 
 import argparse
+import errno
 import functools
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+
+from tqdm import tqdm
 
 from . import UserError
+
+# --- how a command ends ---------------------------------------------------------------------------
 
 
 class UsageError(UserError):
@@ -39,12 +46,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(name):
-    """Decorates the `main` of `python -m mini_pkd.<name>`: it returns the exit status, whatever happens."""
+    """Decorate the `main` of `python -m mini_pkd.<name>`, so that it returns the exit status whatever happens."""
 
     def decorate(main):
         @functools.wraps(main)
         def run(*arguments):
-            if sys.stderr is None:  # a closed stream is None to Python: there is nobody to tell
+            if sys.stderr is None:  # Python's word for a closed stream: there is nobody to tell
                 sys.stderr = open(os.devnull, "w")
             if sys.stdout is None:
                 return complain(name, "stdout is closed; send the output to a file, or to /dev/null.")
@@ -81,11 +88,54 @@ def complain(name, sentence, status=1):
 
 
 def _stdout_refuses():
-    """An OSError does not say whose it is, so try once more: a refusal now means that it was stdout's."""
+    """An OSError does not say which stream or file caused it, so try stdout once more."""
     try:
         print(flush=True)
     except OSError:
-        # What still waits in the buffer goes nowhere, or the interpreter would complain when it leaves.
+        # The rest of the buffer goes nowhere; otherwise the interpreter would complain as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+@contextmanager
+def disk_errors(folder):
+    """Turn errors of the disk below `folder` into sentences: a full or unwritable disk is the user's to mend."""
+    try:
+        yield
+    except BrokenPipeError:  # not the disk: the reader of our output has left, which `command` handles
+        raise
+    except OSError as error:
+        name = error.filename or folder
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sentence = (
+                f"the disk of {folder} is full: free some space and run the same command again, "
+                f"it continues where it stopped."
+            )
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            sentence = (
+                f"{name} cannot be written or read ({error.strerror}): change its permissions or choose another folder."
+            )
+        else:
+            sentence = (
+                f"{name} cannot be used ({error.strerror or error}): look at what is there, or choose another folder."
+            )
+        raise UserError(sentence) from None
+
+
+# --- what a command tells on the way --------------------------------------------------------------
+
+
+def printable(text):
+    r"""`text` as one line that any UTF-8 file or terminal takes, because a file's name may hold almost any bytes.
+
+    >>> print(printable("café \udce9\n"))
+    café \udce9\n
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def progress_bar(label, **settings):
+    """A progress bar with ETA on stderr, updated rarely if stderr is a log file; without a label there is no bar."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(desc=label, disable=label is None, mininterval=interval, dynamic_ncols=True, **settings)

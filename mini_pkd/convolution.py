@@ -1,8 +1,8 @@
 """Causal depthwise convolution and max-pooling in time, on a ragged batch.
 
-Depthwise: each channel has its own filter of `width` taps over the present and past rows of its utterance,
+Depthwise: each channel has its own filter of K taps over the present and past rows of its utterance,
 
-    y_t = bias + sum_i kernel_i x_{t - (width-1) + i},      rows before the utterance count as zero,
+    y_t = bias + sum_i taps_i x_{t - (K-1) + i},      rows before the utterance count as zero,
 
 so the last tap sees the present row and nothing sees the future.  Pooling pairs row 2i with row 2i+1 and
 keeps the larger number of each channel; a last row without a partner is kept as it is.  Paired from the
@@ -12,126 +12,93 @@ start of the utterance, the pools of a growing stream never change.
 import numpy as np
 from numba import prange
 
+from .convolution_kernel import convolve, convolve_backward, taps_gradient
 from .ragged import row_starts
 from .simd import kernel
-from .tensor import record
+from .tensor import Tensor, record
+
+# --- depthwise convolution ------------------------------------------------------------------------
 
 
-def depthwise_convolution(x, kernel, bias, lengths, context=0):
-    """x (N, D), kernel (width, D), bias (D,), lengths (B,) -> (N, D).
+def depthwise_convolution_readable(x, taps, bias, lengths):
+    """The definition, row by row: x (N, D), taps (K, D), bias (D,), lengths (B,) -> (N, D).  Arrays."""
+    y, K = np.zeros_like(x), len(taps)
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
+        for t in range(T):
+            y[start + t] = bias
+            for i in range(max(0, K - 1 - t), K):  # earlier taps look at rows before the utterance
+                y[start + t] += taps[i] * x[start + t - (K - 1) + i]
+    return y
+
+
+def depthwise_convolution_backward_readable(g, x, taps, lengths):
+    """g (N, D) -> gradients of x, taps, bias: each product above hands g, times one factor, to the other."""
+    dx, dtaps, K = np.zeros_like(x), np.zeros_like(taps), len(taps)
+    for start, T in zip(row_starts(lengths), lengths, strict=True):
+        for t in range(T):
+            for i in range(max(0, K - 1 - t), K):
+                dx[start + t - (K - 1) + i] += taps[i] * g[start + t]
+                dtaps[i] += x[start + t - (K - 1) + i] * g[start + t]
+    return dx, dtaps, g.sum(axis=0)
+
+
+def depthwise_convolution(x, taps, bias, lengths, context=0):
+    """x (N, D), taps (K, D), bias (D,), lengths (B,) -> (N, D).
 
     Streaming: the first `context` rows of each utterance were heard before; they are read but get no output.
     Then x has sum(lengths + context) rows.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
-    width, D = kernel.shape
-    x_starts = row_starts(lengths + context)
-    y_starts = row_starts(lengths)
-    row_of, first_of = _row_map(x_starts, y_starts, lengths, context)
-    y = np.empty((int(lengths.sum()), D), dtype=x.data.dtype)
-    _convolve(x.data, kernel.data, bias.data, row_of, first_of, y)
+    K, D = taps.shape
+    x_starts, N = row_starts(lengths + context), int(lengths.sum())
+    first_of = np.repeat(x_starts, lengths)  # (N,) for each output row: the first row of x of its utterance,
+    row_of = np.arange(N) + np.repeat(x_starts - row_starts(lengths) + context, lengths)  # (N,) and its own row of x
+    y = np.empty((N, D), dtype=x.data.dtype)
+    convolve(x.data, taps.data, bias.data, row_of, first_of, y)
 
     def backward(g):
         assert context == 0, "streaming is for inference"
         dx = np.empty_like(x.data)
         last_of = np.repeat(x_starts + lengths, lengths)  # one past the utterance's last row
-        _convolve_backward(g, kernel.data, last_of, dx)
-        partial = np.zeros((64, width + 1, D), dtype=dx.dtype)  # the last row collects the bias
-        _kernel_gradient(g, x.data, first_of, partial)
-        dkernel = partial.sum(axis=0)
-        return dx, dkernel[:width], dkernel[width]
+        convolve_backward(g, taps.data, last_of, dx)
+        partial = np.zeros((64, K + 1, D), dtype=dx.dtype)  # 64 sums whatever the number of threads; row K is the bias
+        taps_gradient(g, x.data, first_of, partial)
+        dtaps = partial.sum(axis=0)
+        return dx, dtaps[:K], dtaps[K]
 
-    return record(y, [x, kernel, bias], backward)
-
-
-def _row_map(x_starts, y_starts, lengths, context):
-    """For each output row: its row in x, and the first row of x that belongs to its utterance."""
-    first_of = np.repeat(x_starts, lengths)
-    row_of = np.arange(int(lengths.sum())) + np.repeat(x_starts - y_starts + context, lengths)
-    return row_of, first_of
+    return record(y, [x, taps, bias], backward)
 
 
-def depthwise_convolution_readable(x, kernel, bias, lengths):
-    """The definition, row by row: the oracle of the kernels.  Arrays in, array out."""
-    y = np.zeros_like(x)
-    width = len(kernel)
-    for start, T in zip(row_starts(lengths), lengths, strict=True):
-        for t in range(T):
-            y[start + t] = bias
-            for i in range(width):
-                if t - (width - 1) + i >= 0:
-                    y[start + t] += kernel[i] * x[start + t - (width - 1) + i]
-    return y
-
-
-@kernel()
-def _convolve(x, kernel, bias, row_of, first_of, out):
-    width, D = kernel.shape
-    for n in prange(len(out)):
-        newest = row_of[n]
-        i = max(0, first_of[n] - newest + width - 1)  # first tap inside the utterance
-        oldest = newest - (width - 1)
-        y = out[n]
-        for d in range(D):
-            y[d] = bias[d]
-        while i + 4 <= width:  # four taps a pass: y goes to memory a quarter as often
-            k0, k1, k2, k3 = kernel[i], kernel[i + 1], kernel[i + 2], kernel[i + 3]
-            x0, x1, x2, x3 = x[oldest + i], x[oldest + i + 1], x[oldest + i + 2], x[oldest + i + 3]
-            for d in range(D):
-                y[d] += k0[d] * x0[d] + k1[d] * x1[d] + k2[d] * x2[d] + k3[d] * x3[d]
-            i += 4
-        while i < width:
-            for d in range(D):
-                y[d] += kernel[i, d] * x[oldest + i, d]
-            i += 1
-
-
-@kernel()
-def _convolve_backward(g, kernel, last_of, dx):
-    # Row n was read by outputs n, n+1, ... with taps width-1, width-2, ...
-    width, D = kernel.shape
-    for n in prange(len(dx)):
-        readers = min(width, last_of[n] - n)
-        d_row = dx[n]
-        for d in range(D):
-            d_row[d] = g.dtype.type(0)
-        j = 0
-        while j + 4 <= readers:
-            k0, k1 = kernel[width - 1 - j], kernel[width - 2 - j]
-            k2, k3 = kernel[width - 3 - j], kernel[width - 4 - j]
-            g0, g1, g2, g3 = g[n + j], g[n + j + 1], g[n + j + 2], g[n + j + 3]
-            for d in range(D):
-                d_row[d] += k0[d] * g0[d] + k1[d] * g1[d] + k2[d] * g2[d] + k3[d] * g3[d]
-            j += 4
-        while j < readers:
-            for d in range(D):
-                d_row[d] += kernel[width - 1 - j, d] * g[n + j, d]
-            j += 1
-
-
-@kernel()
-def _kernel_gradient(g, x, first_of, partial):
-    # Rows are cut into len(partial) blocks whatever the number of threads, so the sums never change.
-    N, D = g.shape
-    blocks, width = partial.shape[0], partial.shape[1] - 1
-    for block in prange(blocks):
-        lo, hi = N * block // blocks, N * (block + 1) // blocks
-        for i in range(width):
-            back = width - 1 - i
-            dk = partial[block, i]
-            for n in range(lo, hi):
-                if n - back >= first_of[n]:
-                    for d in range(D):
-                        dk[d] += g[n, d] * x[n - back, d]
-        dbias = partial[block, width]
-        for n in range(lo, hi):
-            for d in range(D):
-                dbias[d] += g[n, d]
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def pooled_lengths(lengths):
     """Rows left after pooling by 2: half, rounded up."""
     return (np.asarray(lengths, dtype=np.int64) + 1) // 2
+
+
+def pairs(lengths):
+    """The rows (first, one past the last) of each pair, in order; the second of them may be missing.
+
+    >>> list(pairs([2, 3]))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start, T in zip(row_starts(lengths).tolist(), lengths, strict=True):
+        for t in range(0, T, 2):
+            yield start + t, start + min(t + 2, T)
+
+
+def max_pool_readable(x, lengths):
+    """The larger row of each pair, channel by channel: x (N, D), lengths (B,) -> (sum T', D).  Arrays."""
+    return np.array([x[a:b].max(axis=0) for a, b in pairs(lengths)], x.dtype).reshape(-1, x.shape[1])
+
+
+def max_pool_backward_readable(g, x, lengths):
+    """g (sum T', D) -> gradient of x: the larger number takes it whole, the first of equal ones."""
+    dx = np.zeros_like(x)
+    for n, (a, b) in enumerate(pairs(lengths)):
+        dx[a + x[a:b].argmax(axis=0), np.arange(x.shape[1])] = g[n]
+    return dx
 
 
 def max_pool(x, lengths):
@@ -151,7 +118,7 @@ def max_pool(x, lengths):
     return record(y, [x], backward)
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, readable=max_pool_readable)
 def _max_pool(x, left, has_right, y):
     for n in prange(len(y)):
         a, out = x[left[n]], y[n]
@@ -160,10 +127,9 @@ def _max_pool(x, left, has_right, y):
             out[d] = np.maximum(a[d], b[d])  # a NaN comes through: training looks for it
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, readable=max_pool_backward_readable)
 def _max_pool_backward(g, x, left, has_right, dx):
-    # The larger number of a pair takes the whole gradient; ties and lonely rows count as left.  Rows by name and
-    # one loop for each output: with dx[i, d] and dx[i + 1, d] in one loop LLVM gives up, at 16 times the price.
+    # Rows have names, and each output a loop of its own: LLVM does not vectorise dx[i, d] and dx[i + 1, d] in one loop.
     zero = g.dtype.type(0)
     for n in prange(len(g)):
         i = left[n]
@@ -179,12 +145,14 @@ def _max_pool_backward(g, x, left, has_right, dx):
                 to_left[d] = whole[d]
 
 
-if __name__ == "__main__":
-    from .tensor import Tensor
-
+def demo():
     x, lengths = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]]), [3, 2]
-    kernel, bias = np.array([[1.0], [2.0]]), np.array([0.5])
-    y = depthwise_convolution(Tensor(x), Tensor(kernel), Tensor(bias), lengths).data[:, 0]
+    taps, bias = np.array([[1.0], [2.0]]), np.array([0.5])
+    y = depthwise_convolution(Tensor(x), Tensor(taps), Tensor(bias), lengths).data[:, 0]
     print("two utterances 1 2 3 | 10 20")
     print("  previous + 2 x present + 0.5:", y, " (nothing stands before 1 and before 10)")
     print("  max of pairs:", max_pool(Tensor(x), lengths).data[:, 0], " lengths", pooled_lengths(lengths))
+
+
+if __name__ == "__main__":
+    demo()

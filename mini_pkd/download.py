@@ -1,6 +1,6 @@
 """The download: `python -m mini_pkd.download dev-clean test-clean --to DIR` fetches parts of LibriSpeech.
 
-Nothing is trusted and nothing is lost: a broken connection is taken up where it broke, size and md5 are checked
+Nothing is trusted and nothing is lost.  A broken connection is resumed where it broke.  Size and md5 are checked
 before anything is unpacked, only plain files below the target are unpacked, and a finished part appears in
 one step, with a marker inside.  No more is read than an archive is long, a connection must bring PACE bytes in
 every PATIENCE seconds, and https never becomes http.
@@ -22,8 +22,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import UserError
-from .command import Parser, command
-from .corpus import disk_errors, progress_bar, scan
+from .command import Parser, command, disk_errors, progress_bar
+from .corpus_folder import scan
+from .lock import no_follow
 
 MIRROR = "https://www.openslr.org/resources"
 
@@ -47,9 +48,8 @@ DEPTH = 8  # most names in a path of an archive; LibriSpeech has five
 def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, keep_archive=False, show=True):
     """Fetch one part of LibriSpeech into <to>/LibriSpeech/<part>; returns that folder.
 
-    Interrupted at any point, the same call continues: the archive grows under a .part name and is asked
-    for from where it ended; size and md5 are checked before anything is unpacked; unpacking happens
-    beside, and the finished folder, with a marker inside, moves into place in one step.
+    Interrupted at any point, the same call continues: the archive grows under a .part name, and the server is asked
+    for the rest of it.  Unpacking happens in a folder beside, and the finished part moves into place in one step.
     """
     if part not in archives:
         raise UserError(f"there is no part {part!r}: choose from {', '.join(archives)}.")
@@ -68,7 +68,7 @@ def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, k
         archive = to / f"{part}.tar.gz"
         if not archive.exists():
             partial = to / f"{part}.tar.gz.part"
-            _check_room(to, needed=2 * size - _size(partial))
+            _check_space(to, needed=2 * size - _size(partial))
             _fetch(f"{mirror}/{number}/{part}.tar.gz", partial, size, retries, pause, part if show else None)
             os.replace(partial, archive)
         _verify(archive, size, md5, f"{part} md5" if show else None)
@@ -78,12 +78,12 @@ def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, k
     return target
 
 
-def _check_room(folder, needed):
+def _check_space(folder, needed):
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free but archive and unpacked part need "
-            f"{needed / 1e9:.1f} GB: make room or choose another folder."
+            f"{needed / 1e9:.1f} GB: free some space or choose another folder."
         )
 
 
@@ -99,9 +99,9 @@ def _size(path):
 
 
 def _fetch(url, partial, size, retries, pause, label):
-    """Grow `partial` to `size` bytes; a dropped connection is taken up again where it broke off."""
+    """Grow `partial` to `size` bytes; a dropped connection is resumed where it broke off."""
     if not url.startswith(("https://", "http://")):
-        raise UserError(f"{url} is no web address: name a mirror that begins with https:// after --mirror.")
+        raise UserError(f"{url} is not a web address: name a mirror that begins with https:// after --mirror.")
     failures, reason, arrived, most = 0, "", False, 0
     with progress_bar(label, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         while True:
@@ -139,19 +139,19 @@ def _fetch(url, partial, size, retries, pause, label):
                 reason = _printable(error) or type(error).__name__
             now, most = _size(partial), max(most, have)
             arrived = arrived or now > have
-            # Only more than ever before, and not just a little, is progress: a server that begins again and again,
-            # or sends a byte and hangs up, must not keep us for ever.
+            # Progress means clearly more bytes than ever before: a server that starts again and again, or sends a
+            # byte and hangs up, must not keep us for ever.
             failures = 1 if now >= min(most + PACE, size) else failures + 1
             most = max(most, now)
 
 
 def _printable(error):
-    """What a server has said may hold line ends and escape sequences."""
+    """A server's words in one line: they may hold line ends and escape sequences."""
     return "".join(c if c.isprintable() else "?" for c in str(error)[:200])
 
 
 class _SteadyStream(io.RawIOBase):
-    """What comes from a socket, as long as `useful` grows: a time-out alone is per byte, so a drip would never end."""
+    """The bytes of a socket, as long as `useful` grows; a time-out alone is per byte, so a drip would never end."""
 
     def __init__(self, raw):
         self.raw, self.since, self.useful = raw, time.monotonic(), 0
@@ -175,7 +175,7 @@ class _SteadyStream(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
-    """Status, headers and body through a _SteadyStream; bytes of the body are what is useful."""
+    """Status, headers and body through a _SteadyStream; only bytes of the body count as useful."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -222,12 +222,12 @@ def _fetch_some(url, partial, have, size, bar):
         if have:
             request.add_header("Range", f"bytes={have}-")
         response = opener.open(request, timeout=PATIENCE)
-    except (ValueError, OverflowError) as error:  # from an address that is none, in a redirect for instance
+    except (ValueError, OverflowError) as error:  # the address is malformed, in a redirect for instance
         raise HTTPException(str(error)) from None
     with response:
         promised = response.headers.get("Content-Length")
         if promised is not None and not re.fullmatch("[0-9]{1,18}", promised):
-            raise HTTPException(f"the length {promised[:40]!r} is no number")
+            raise HTTPException(f"the length {promised[:40]!r} is not a number")
         if response.status == 206:
             start = response.headers.get("Content-Range", "").removeprefix("bytes").strip().split("-")[0]
             if start != str(have):
@@ -240,16 +240,12 @@ def _fetch_some(url, partial, have, size, bar):
                 f"it is another file, name another mirror with --mirror."
             )
         bar.n = have
-        with open(partial, "ab" if have else "wb", opener=_open_no_link) as file:
-            # A body without a length may be endless; whether the first `size` bytes are the archive, md5 will tell.
+        with open(partial, "ab" if have else "wb", opener=no_follow) as file:  # _size has checked, but some time ago
+            # A body without a length may be endless; md5 will tell whether its first `size` bytes are the archive.
             while have < size and (block := response.read1(min(1 << 20, size - have))):
                 file.write(block)
                 have += len(block)
                 bar.update(len(block))
-
-
-def _open_no_link(path, flags):
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # _size has looked, but that was before
 
 
 def _verify(archive, size, md5, label):
@@ -314,13 +310,11 @@ def _unpack(archive, part, to, label):
 
 @command("download")
 def main(arguments=None):
-    parser = Parser(
-        "download", description="Fetch parts of LibriSpeech; interrupted, it continues."
-    )
+    parser = Parser("download", description="Fetch parts of LibriSpeech; interrupted, it continues.")
     parser.add_argument("parts", nargs="+", metavar="PART", help=", ".join(ARCHIVES))
     parser.add_argument("--to", required=True, metavar="DIR", help="parts end up in DIR/LibriSpeech/PART")
     parser.add_argument("--mirror", default=MIRROR, help="where the archives are (default %(default)s)")
-    parser.add_argument("--keep-archives", action="store_true", help="do not delete what was unpacked")
+    parser.add_argument("--keep-archives", action="store_true", help="do not delete archives after unpacking")
     options = parser.parse_args(arguments)
     try:
         for part in options.parts:  # a misspelt last part must not wait for the first 23 GB

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from . import UserError
-from .corpus import find_parts, read_part
+from .corpus_folder import find_parts, read_part
 from .feature_store import FeatureStore
 from .lattice_walk import chunk_rows
 from .threads import control_groups, matmul

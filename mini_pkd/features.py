@@ -1,37 +1,31 @@
 """Features: a waveform becomes one row of 40 MFCCs every 10 ms.
 
-The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"):
+The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"), stage by stage:
 
     pre-emphasis        y[n] = x[n] - 0.97 x[n-1]
-    window              400 samples (25 ms) every 160 (10 ms), Hamming
+    frames              400 samples (25 ms) every 160 (10 ms), times a Hamming window
     power spectrum      |FFT_512|^2 / 512
     40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)
     cepstrum            c = DCT-II( ln e ), orthonormal, all 40 coefficients kept
 
-The filter-bank comes from python_speech_features; the last line is ours because of the floor
-`max(e, 1)`. Without it, digital silence (which synthetic speech and Ogg files are full of) gives
-ln(2e-16) = -36 where a quiet room gives about 0, and those outliers would dominate the statistics of the
-normaliser. Where no energy is below the floor the result is `python_speech_features.mfcc(...)` with
-nfilt=40, numcep=40, ceplifter=0, winfunc=np.hamming, appendEnergy=False, nfft=512; a test says so.
+Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
 
 Scale: samples in [-1, 1] are multiplied by 32768 first, so an energy of 1 is roughly 10 dB above
-the rounding noise of 16 bit audio, and silence maps to a row of zeros.
+the rounding noise of 16 bit audio, and silence maps to a row of zeros.  The floor max(e, 1) is there because digital
+silence (which synthetic speech and Ogg files are full of) would otherwise give ln(2e-16) = -36 where a quiet
+room gives about 0, and such outliers would dominate the statistics of the normaliser.
 
-Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
+Frames to filters are computed by python_speech_features.  Where no energy is below the floor, all of it equals
+`python_speech_features.mfcc(...)` with nfilt=40, numcep=40, ceplifter=0, winfunc=np.hamming, appendEnergy=False,
+nfft=512; a test says so.
 
 `StreamingMFCC` gives the same rows for audio that arrives in pieces of any size. `Normaliser` subtracts
 one mean and divides by one deviation per coefficient, both measured once on the training set: nothing
-in it depends on the rest of the utterance, so it can stream too.
+in it depends on the rest of the utterance, so it can stream too.  Audio files are read by audio_file.py.
 """
 
-import io
-import math
-import os
-from pathlib import Path
-
 import numpy as np
-import soundfile
-from python_speech_features import fbank
+from python_speech_features import fbank, get_filterbanks
 from scipy.fft import dct
 
 from . import UserError
@@ -45,80 +39,15 @@ PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1.0
 SCALE = 32768.0
 
-# Part of the feature store's fingerprint: whoever changes the recipe changes this line, and every
+# Part of the feature store's fingerprint: a change of the recipe changes this line, and every
 # store that was computed the old way is rebuilt.
 RECIPE = (
     f"mfcc {NUM_FEATURES} rate {SAMPLE_RATE} window {WINDOW} shift {SHIFT} nfft {NFFT} "
     f"preemphasis {PREEMPHASIS} floor {ENERGY_FLOOR} scale {SCALE} hamming; version 1"
 )
 
-LOWEST_RATE, HIGHEST_RATE = 4000, 192000
 
-
-# ---------------------------------------------------------------- reading audio
-
-
-def read_audio(path_or_file):
-    """Audio file (a path or a binary file object) -> (n,) float32 in [-1, 1] at 16 kHz.
-
-    Reads whatever soundfile reads (.flac, .wav, .ogg, .opus). Other sample rates are resampled with a
-    polyphase low-pass filter, so nothing above the new Nyquist frequency folds back into the speech.
-    """
-    if isinstance(path_or_file, (str, Path)):
-        name = str(path_or_file)
-        if not os.path.exists(name):
-            raise UserError(f"audio file {name} does not exist: check the path.")
-        if os.path.isdir(name):
-            raise UserError(f"{name} is a folder where an audio file is expected: name one file in it.")
-        source = os.fsencode(name)  # soundfile would encode a str strictly, and refuse a name that is not UTF-8
-    else:
-        name = str(getattr(path_or_file, "name", "the audio stream"))
-        source = path_or_file
-        if not (hasattr(source, "seekable") and source.seekable()):
-            source = io.BytesIO(source.read())  # a pipe: soundfile must be able to seek
-
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate, channels, promised = file.samplerate, file.channels, file.frames
-            if channels != 1:
-                raise UserError(
-                    f"{name} has {channels} channels where one is expected: convert it to mono first, "
-                    f"for example with `ffmpeg -i IN -ac 1 OUT.wav`."
-                )
-            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise UserError(
-                    f"{name} has a sample rate of {rate} Hz, outside {LOWEST_RATE} to {HIGHEST_RATE}: "
-                    f"convert it to {SAMPLE_RATE} Hz first."
-                )
-            waveform = file.read(dtype="float32")  # (n,)
-    except UserError:
-        raise
-    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{name} cannot be read as audio ({reason}): convert it to .wav or .flac.") from None
-
-    if len(waveform) == 0:
-        raise UserError(f"{name} holds no samples: record or download it again.")
-    if len(waveform) < promised:
-        raise UserError(
-            f"{name} is cut short ({len(waveform)} of {promised} samples can be read): download it again."
-        )
-    if not np.isfinite(waveform).all():
-        raise UserError(f"{name} holds NaN or infinite samples: write it again from its source.")
-    peak = float(np.abs(waveform).max())
-    if peak > 2.0:  # lossy codecs overshoot 1 by a little; 2 and more means another scale was used
-        raise UserError(
-            f"{name} holds samples up to {peak:.4g} where [-1, 1] is expected: scale it before saving."
-        )
-    if rate != SAMPLE_RATE:
-        from scipy.signal import resample_poly  # here, because importing it takes most of a second
-
-        common = math.gcd(rate, SAMPLE_RATE)
-        waveform = resample_poly(waveform.astype(np.float64), SAMPLE_RATE // common, rate // common)
-    return np.clip(waveform, -1.0, 1.0).astype(np.float32)
-
-
-# ---------------------------------------------------------------- MFCC
+# --- the stages -----------------------------------------------------------------------------------
 
 
 def num_frames(samples):
@@ -127,14 +56,34 @@ def num_frames(samples):
     >>> [num_frames(n) for n in (0, 1, 400, 401, 560, 561, 16000)]
     [0, 1, 1, 2, 2, 3, 99]
     """
-    if samples <= 0:
-        return 0
-    return 1 + max(0, -(-(samples - WINDOW) // SHIFT))
+    return 0 if samples <= 0 else 1 + max(0, -(-(samples - WINDOW) // SHIFT))
 
 
-def _cepstra(emphasised):
-    """Scaled, pre-emphasised samples (n,) -> (num_frames(n), 40) float32."""
-    energies, _ = fbank(
+def emphasise(samples, previous=0.0):
+    """(n,) samples in [-1, 1] -> y[n] = x[n] - 0.97 x[n-1], scaled, float64; x[-1] is `previous`."""
+    x = np.asarray(samples, dtype=np.float64) * SCALE
+    shifted = np.empty_like(x)
+    shifted[0] = previous * SCALE
+    shifted[1:] = x[:-1]
+    return x - PREEMPHASIS * shifted
+
+
+def mel_energies_readable(emphasised):
+    """Frames, power spectrum and mel filters, one frame after the other: (n,) -> (T, 40)."""
+    T = num_frames(len(emphasised))
+    padded = np.pad(emphasised, (0, (T - 1) * SHIFT + WINDOW - len(emphasised)))
+    filters = get_filterbanks(NUM_FEATURES, NFFT, SAMPLE_RATE)  # (40, 257), triangles
+    energies = np.empty((T, NUM_FEATURES))
+    for t in range(T):
+        frame = padded[t * SHIFT : t * SHIFT + WINDOW] * np.hamming(WINDOW)  # (400,)
+        power = np.abs(np.fft.rfft(frame, NFFT)) ** 2 / NFFT  # (257,)
+        energies[t] = filters @ power
+    return energies
+
+
+def mel_energies(emphasised):
+    """The same for all frames at once, by the library: (n,) -> (T, 40)."""
+    return fbank(
         emphasised,
         samplerate=SAMPLE_RATE,
         winlen=WINDOW / SAMPLE_RATE,
@@ -143,49 +92,42 @@ def _cepstra(emphasised):
         nfft=NFFT,
         preemph=0,  # done already: at the edge of a piece it needs the sample before
         winfunc=np.hamming,  # the default is rectangular
-    )  # (T, 40)
+    )[0]
+
+
+def cepstra(energies):
+    """(T, 40) mel energies -> (T, 40) MFCCs, float32."""
     log_energies = np.log(np.maximum(energies, ENERGY_FLOOR))
-    return dct(log_energies, type=2, axis=1, norm="ortho").astype(np.float32)  # (T, 40)
+    return dct(log_energies, type=2, axis=1, norm="ortho").astype(np.float32)
 
 
-def _emphasise(samples, previous):
-    """y[n] = x[n] - 0.97 x[n-1], where x[-1] is `previous`; float64 and scaled."""
-    x = np.asarray(samples, dtype=np.float64) * SCALE
-    shifted = np.empty_like(x)
-    shifted[0] = previous * SCALE
-    shifted[1:] = x[:-1]
-    return x - PREEMPHASIS * shifted
+# --- a whole waveform, and a stream ---------------------------------------------------------------
 
 
 def _check_waveform(waveform):
     waveform = np.asarray(waveform)
     if waveform.ndim != 1:
-        raise UserError(
-            f"audio must be one channel, an array of shape (n,), but its shape is {waveform.shape}: "
-            f"take one channel or the mean of them."
-        )
+        raise UserError(f"audio has shape {waveform.shape} where one channel, (n,), is expected: take their mean.")
     if waveform.dtype.kind != "f":
-        raise UserError(
-            f"audio samples must be floats in [-1, 1], not {waveform.dtype}: divide 16 bit integers by 32768."
-        )
+        raise UserError(f"audio samples are {waveform.dtype} and must be floats in [-1, 1]: divide 16 bits by 32768.")
     return waveform
 
 
 def mfcc(waveform, block=4096):
     """(n,) samples in [-1, 1] at 16 kHz -> (T, 40) float32 rows.
 
-    Works in blocks of 4096 frames (41 s), because every frame copies 400 samples: an hour of audio
+    Works in blocks of frames (4096 are 41 s), because every frame copies 400 samples: an hour of audio
     at once would need more than a gigabyte.
     """
     waveform = _check_waveform(waveform)
     if len(waveform) == 0:
         raise UserError("audio without samples has no features: check how it was recorded.")
-    y = _emphasise(waveform, previous=0.0)
+    y = emphasise(waveform)
     T = num_frames(len(y))
     rows = np.empty((T, NUM_FEATURES), dtype=np.float32)
     for t in range(0, T, block):
         stop = min(t + block, T)
-        rows[t:stop] = _cepstra(y[t * SHIFT : (stop - 1) * SHIFT + WINDOW])
+        rows[t:stop] = cepstra(mel_energies(y[t * SHIFT : (stop - 1) * SHIFT + WINDOW]))
     return rows  # (T, 40)
 
 
@@ -210,13 +152,13 @@ class StreamingMFCC:
         samples = _check_waveform(samples)
         if len(samples) == 0:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        y = _emphasise(samples, self._previous)
+        y = emphasise(samples, self._previous)
         self._previous = float(samples[-1])
         self._buffer = np.concatenate([self._buffer, y])
         k = (len(self._buffer) - WINDOW) // SHIFT + 1  # whole windows in the buffer
         if k <= 0:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        rows = _cepstra(self._buffer[: WINDOW + (k - 1) * SHIFT])  # (k, 40)
+        rows = cepstra(mel_energies(self._buffer[: WINDOW + (k - 1) * SHIFT]))  # (k, 40)
         self._buffer = self._buffer[k * SHIFT :].copy()
         self._emitted += k
         return rows
@@ -225,14 +167,14 @@ class StreamingMFCC:
         """End of the audio: (1, 40) for the padded last frame, or (0, 40) when none is due."""
         left, emitted = self._buffer, self._emitted
         self._reset()
-        # After a frame 240 of its samples stay in the buffer; only what goes beyond them is news.
+        # After a frame 240 of its samples stay in the buffer; only those beyond them are new.
         already_seen = WINDOW - SHIFT if emitted else 0
         if len(left) <= already_seen:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        return _cepstra(left)  # (1, 40)
+        return cepstra(mel_energies(left))  # (1, 40)
 
 
-# ---------------------------------------------------------------- normalisation
+# --- normalisation --------------------------------------------------------------------------------
 
 
 class Normaliser:
@@ -246,10 +188,7 @@ class Normaliser:
                 f"{mean.shape} and {std.shape}: the checkpoint or store belongs to other features."
             )
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-            raise UserError(
-                "a normaliser needs finite means and positive deviations: "
-                "measure it on the training set again."
-            )
+            raise UserError("a normaliser needs finite means and positive deviations: measure the training set again.")
         self.mean, self.std = mean, std
 
     def __call__(self, rows):
@@ -260,11 +199,11 @@ class Normaliser:
     def from_sums(cls, count, total, squares):
         """From the number of rows, their sum (40,) and the sum of their squares (40,), in float64."""
         if count <= 0:
-            raise UserError("a normaliser cannot be measured on no rows at all: check the training set.")
+            raise UserError("there are no rows to measure a normaliser on: check the training set.")
         mean = np.asarray(total, dtype=np.float64) / count
         variance = np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0)
         std = np.sqrt(variance)
-        # A coefficient that never moves carries nothing; 1 leaves it at zero instead of 0/0.
+        # A coefficient that never moves carries nothing; dividing it by 1 leaves 0 instead of 0/0.
         return cls(mean, np.where(std > 1e-5, std, 1.0))
 
     @classmethod
@@ -278,38 +217,22 @@ class Normaliser:
             squares += np.square(rows).sum(axis=0)
         return cls.from_sums(count, total, squares)
 
-    def arrays(self):
-        """What a checkpoint stores."""
-        return {"mean": self.mean, "std": self.std}
 
-    @classmethod
-    def from_arrays(cls, arrays):
-        return cls(arrays["mean"], arrays["std"])
-
-
-def main():
-    """One second of a 440 Hz tone: 99 frames, and the same ones when it comes in pieces."""
+def demo():
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tone = (0.1 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
     rows = mfcc(tone)
-    print(f"one second of a 440 Hz tone: {rows.shape}, for 1 + ceil((16000 - 400) / 160) = 99")
-
+    print(f"one second of a 440 Hz tone: {rows.shape}, because 1 + ceil((16000 - 400) / 160) = 99")
     stream = StreamingMFCC()
     pieces = [stream.push(tone[i : i + 777]) for i in range(0, len(tone), 777)] + [stream.flush()]
-    streamed = np.concatenate(pieces)
-    difference = np.abs(streamed - rows).max()
-    print(f"in pieces of 777 samples: {streamed.shape}, largest difference {difference:.1e}")
-
+    difference = np.abs(np.concatenate(pieces) - rows).max()
+    print(f"in pieces of 777 samples: the same rows, largest difference {difference:.1e}")
     silence = mfcc(np.zeros(1600))
     print(f"digital silence: largest value {np.abs(silence).max():.1f} (the floor: ln 1 = 0)")
-
     # Energies times 16 add the same constant to every log energy above the floor: only c0 moves.
     rise = np.median(mfcc(4 * tone)[:, 0] - rows[:, 0])
     print(f"four times louder: c0 rises by {rise:.2f}, and sqrt(40) ln 16 = {np.sqrt(40) * np.log(16):.2f}")
 
-    normalised = Normaliser.estimate([rows])(rows)
-    print(f"normalised: mean {abs(normalised.mean()):.1e}, standard deviation {normalised.std():.3f}")
-
 
 if __name__ == "__main__":
-    main()
+    demo()

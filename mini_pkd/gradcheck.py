@@ -7,27 +7,25 @@ For a function f of several arrays, a random direction v and a random cotangent 
 The left side is measured by central differences, [<w, f(x + h v)> - <w, f(x - h v)>] / 2h, whose error is
 O(h^2) + O(eps / h); the right side is what backward() says.  The direction tests all inputs at once, the
 cotangent all outputs.  A cotangent of all ones would not do: the rows of a softmax sum to one, so a
-softmax whose backward returns zeros passes that test.
+softmax whose backward returns zeros passes that test (the demo shows it).
 """
 
 import numpy as np
 
-from .tensor import Tensor
+from .tensor import Tensor, record
 
 
-def gradcheck(function, inputs, seed=0, step=1e-5, trials=3):
+def gradcheck(function, inputs, cotangent=None, seed=0, step=1e-5, trials=3):
     """Largest relative disagreement over `trials` random (direction, cotangent) pairs, in float64.
 
     function   takes Tensors (one per input) and returns a Tensor
     inputs     arrays; they are copied to float64
-    Each input is also moved alone, so that a small wrong gradient cannot hide behind a large right one.
-    Returns |measured - claimed| / max(|measured|, |claimed|, 1e-3 x the scale of the terms).
+    cotangent  a number or an array in place of the random ones: to see what they are good for
 
-    >>> from mini_pkd.tensor import record
-    >>> def multiply(x, y):
-    ...     return record(x.data * y.data, [x, y], lambda g: (g * y.data, g * x.data))
-    >>> x, y = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(2, 3, 6).reshape(2, 3)
-    >>> bool(gradcheck(multiply, [x, y]) < 1e-8)
+    Each input is also moved alone, so that a small wrong gradient cannot hide behind a large right one.
+    Returns |measured - claimed| / max(|measured|, |claimed|, 1e-3 x the largest claim, 1e-4 x <|w|, |f(x)|>).
+
+    >>> bool(gradcheck(lambda x, y: x @ y, [np.eye(3), np.ones((3, 2))]) < 1e-8)
     True
     """
     rng = np.random.default_rng(seed)
@@ -36,34 +34,39 @@ def gradcheck(function, inputs, seed=0, step=1e-5, trials=3):
     for _ in range(trials):
         tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]
         out = function(*tensors)
-        cotangent = rng.standard_normal(out.shape)
-        out.backward(cotangent)
+        w = rng.standard_normal(out.shape) if cotangent is None else np.broadcast_to(cotangent, out.shape)
+        out.backward(w)
         directions = [rng.standard_normal(x.shape) for x in inputs]
-        claims = [
-            0.0 if t.grad is None else float((t.grad * v).sum()) for t, v in zip(tensors, directions, strict=True)
-        ]
+        terms = np.abs(w * out.data).sum()  # rounding makes of a true zero some 1e-11 of this
+        claims = [0.0 if t.grad is None else (t.grad * v).sum() for t, v in zip(tensors, directions, strict=True)]
         for moved in [*range(len(inputs)), "all"]:
             chosen = [v if moved in (i, "all") else np.zeros_like(v) for i, v in enumerate(directions)]
-            plus, minus = (
-                float((cotangent * _value(function, inputs, chosen, sign * step)).sum()) for sign in (1, -1)
-            )
+            plus, minus = ((w * _value(function, inputs, chosen, sign * step)).sum() for sign in (1, -1))
             measured = (plus - minus) / (2 * step)
             claimed = sum(claims) if moved == "all" else claims[moved]
-            scale = max(abs(measured), abs(claimed), 1e-3 * max(map(abs, claims)), 1e-12)
+            scale = max(abs(measured), abs(claimed), 1e-3 * max(map(abs, claims)), 1e-4 * terms, 1e-12)
             worst = max(worst, abs(measured - claimed) / scale)
-    return worst
+    return float(worst)
 
 
 def _value(function, inputs, directions, step):
     return function(*[Tensor(x + step * v) for x, v in zip(inputs, directions, strict=True)]).data
 
 
-if __name__ == "__main__":
-    from .tensor import record
-
+def demo():
     def tanh(t, factor=1):
         return record(np.tanh(t.data), [t], lambda g: (factor * g * (1 - np.tanh(t.data) ** 2),))
 
+    def softmax(t):
+        p = np.exp(t.data) / np.exp(t.data).sum(axis=1, keepdims=True)
+        return record(p, [t], lambda g: (np.zeros_like(g),))
+
     x = np.random.default_rng(0).standard_normal((3, 4))
-    print(f"tanh, gradient 1 - tanh^2:    disagreement {gradcheck(tanh, [x]):.1e}")
-    print(f"tanh, gradient 0.1 % too big: disagreement {gradcheck(lambda t: tanh(t, 1.001), [x]):.1e}")
+    print(f"tanh, gradient 1 - tanh^2:              disagreement {gradcheck(tanh, [x]):.1e}")
+    print(f"tanh, gradient 0.1 % too big:           disagreement {gradcheck(lambda t: tanh(t, 1.001), [x]):.1e}")
+    print(f"softmax, gradient 0, cotangent of ones: disagreement {gradcheck(softmax, [x], cotangent=1):.1e}")
+    print(f"softmax, gradient 0, random cotangent:  disagreement {gradcheck(softmax, [x]):.1e}")
+
+
+if __name__ == "__main__":
+    demo()

@@ -10,16 +10,19 @@ from numba import njit, prange
 
 from .simd import REORDER, exp, kernel, row_max, tanh
 
+# Their readable partners stand in lesson files that import this one, hence words.
+JOINT = "rnnt_loss.materialised_loss_and_gradients: hidden and d_sum, a line each"
+KL = "lattice_kl.node_kl and materialised_kl_and_gradients"
 SMALLEST = np.float32(2.0**-126)  # the smallest float32 that is not denormal
 
 
-# --- kernels of the first walk ----------------------------------------------------------------------------------
+# --- kernels of the first walk --------------------------------------------------------------------
 
 # Sums in any order and fused multiply-adds are welcome in row kernels, where everything is finite;
 # "no infinities" and "no NaNs" are not promised.  Forward-backward is compiled without any of it.
 
 
-@kernel(weight=2)
+@kernel(weight=2, readable=JOINT)
 def joint_hidden(enc, pred, enc_start, pred_start, node_start, row_of, hidden):
     """hidden[row] = tanh(enc[t] + pred[u]) for the nodes of a chunk that have a row; one iteration per enc row."""
     first = enc_start[0]
@@ -35,7 +38,7 @@ def joint_hidden(enc, pred, enc_start, pred_start, node_start, row_of, hidden):
                     h[j] = tanh(e[j] + p[j])
 
 
-@kernel(weight=2)
+@kernel(weight=2, readable="rnnt_loss.log_softmax, and of its result two columns")
 def score_nodes(logits, bias, node_labels, blank, label, log_Z):
     """ln P(blank), ln P(label) and the log-normaliser of each node; the logits come without their bias."""
     for n in prange(logits.shape[0]):
@@ -52,7 +55,7 @@ def score_nodes(logits, bias, node_labels, blank, label, log_Z):
         log_Z[n] = np.float64(largest) + log_total
 
 
-# --- forward-backward -------------------------------------------------------------------------------------------
+# --- forward-backward -----------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -85,7 +88,7 @@ def lattice_beta(blank, label, go_on, speak):
     return beta[0]
 
 
-@kernel(weight=32, fastmath=False)
+@kernel(weight=32, fastmath=False, readable="rnnt_loss.readable")
 def forward_backward(blank, label, node_start, columns, go_on, speak, take_blank, take_label, totals):
     """Totals (B,), ln P of each transcript, and P(a path takes this blank / label | the transcript) of each node.
 
@@ -95,23 +98,23 @@ def forward_backward(blank, label, node_start, columns, go_on, speak, take_blank
     That is exp(alpha + beta - total) of `readable`, without alpha.
     """
     for b in prange(columns.shape[0]):
-        first, end, C = node_start[b], node_start[b + 1], columns[b]
-        T = (end - first) // C
-        blank_b, label_b = blank[first:end].reshape(T, C), label[first:end].reshape(T, C)
-        go_on_b, speak_b = go_on[first:end].reshape(T, C), speak[first:end].reshape(T, C)
-        take_blank_b, take_label_b = take_blank[first:end].reshape(T, C), take_label[first:end].reshape(T, C)
+        first, end, width = node_start[b], node_start[b + 1], columns[b]
+        T = (end - first) // width
+        blank_b, label_b = blank[first:end].reshape(T, width), label[first:end].reshape(T, width)
+        go_on_b, speak_b = go_on[first:end].reshape(T, width), speak[first:end].reshape(T, width)
+        take_blank_b, take_label_b = take_blank[first:end].reshape(T, width), take_label[first:end].reshape(T, width)
         totals[b] = lattice_beta(blank_b, label_b, go_on_b, speak_b)
-        here = np.zeros(C + 1)
+        here = np.zeros(width + 1)
         here[0] = 1.0
         for t in range(T):
-            for u in range(C):
+            for u in range(width):
                 on, out = here[u] * go_on_b[t, u], here[u] * speak_b[t, u]
                 take_blank_b[t, u], take_label_b[t, u] = on, out
                 here[u] = on  # into the next frame
                 here[u + 1] += out
 
 
-# --- kernels of the second walk: logits become their gradients ----------------------------------------------------
+# --- kernels of the second walk: logits become their gradients ------------------------------------
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
@@ -128,7 +131,7 @@ def subtract_steps(d_row, at_blank, at_label, y):
         d_row[y] = flush(d_row[y] - d_row.dtype.type(at_label))
 
 
-@kernel(weight=2)
+@kernel(weight=2, readable="rnnt_loss.readable, and the line through log-softmax behind it")
 def rnnt_gradient_rows(logits, source, node_of, bias, log_Z, node_labels, take_blank, take_label, weight):
     """Row i becomes the gradient of weight * loss by the logits of node_of[i]; its logits stand in row source[i].
 
@@ -175,7 +178,7 @@ def mix_rows(P, kl_row, at, c):
         P[k] = flush(at * P[k] + c * kl_row[k])
 
 
-@kernel(weight=4)
+@kernel(weight=4, readable=KL)
 def distil_full(
     logits, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label, rnnt_weight,
     kl_weight, kl,
@@ -250,7 +253,7 @@ def class_log_probs(row, label, scale):
     return blank - log_Z, said - log_Z, rest - log_Z
 
 
-@kernel(weight=4)
+@kernel(weight=4, readable=KL)
 def distil_collapsed(
     logits, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label, rnnt_weight,
     kl_weight, kl,
@@ -296,7 +299,7 @@ def distil_collapsed(
         subtract_steps(row, at_blank, at_label, y)
 
 
-@kernel(weight=2)
+@kernel(weight=2, readable=JOINT)
 def joint_hidden_backward(d_hidden, hidden, enc_start, pred_start, node_start, row_of, d_enc, d_pred):
     """Through tanh (in place), then sum over columns into d_enc and over frames into d_pred.
 

@@ -32,9 +32,7 @@ KINDS = ("full", "collapsed")
 MIXINGS = ("add", "convex")
 
 
-# ---------------------------------------------------------------------------------------------------
-# The oracle: both networks' logits in memory
-# ---------------------------------------------------------------------------------------------------
+# --- The oracle: both networks' logits in memory ---------------------------------------------------
 
 
 def node_kl(student_logits, teacher_logits, label=None, kind="full"):
@@ -48,7 +46,8 @@ def node_kl(student_logits, teacher_logits, label=None, kind="full"):
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
     if kind == "collapsed":
         student, teacher = collapse(student, label), collapse(teacher, label)
-    return sum(np.exp(t) * (t - s) for s, t in zip(student, teacher, strict=True) if t > -np.inf)
+    pairs = zip(student, teacher, strict=True)
+    return sum(np.exp(ln_p_t) * (ln_p_t - ln_p_s) for ln_p_s, ln_p_t in pairs if ln_p_t > -np.inf)
 
 
 def collapse(log_probs, label):
@@ -70,21 +69,22 @@ def materialised_kl_and_gradients(
         teacher_hidden = np.tanh(teacher[0][enc_rows][:, None] + teacher[1][pred_rows][None])
         scores = (hidden @ table.T + bias) / temperature  # (T, U+1, V)
         teacher_scores = (teacher_hidden @ teacher[2].T + teacher[3]) / temperature
-        P, Q = np.exp(log_softmax(scores)), np.exp(log_softmax(teacher_scores))
-        d_logits = np.zeros_like(P)
+        P_S, P_T = np.exp(log_softmax(scores)), np.exp(log_softmax(teacher_scores))
+        d_logits = np.zeros_like(P_S)
         total = 0.0
-        for t, u in np.ndindex(P.shape[:2]):
-            label = labels[label_rows][u] if u < P.shape[1] - 1 else None
+        for t, u in np.ndindex(P_S.shape[:2]):
+            label = labels[label_rows][u] if u < P_S.shape[1] - 1 else None
             total += node_kl(scores[t, u], teacher_scores[t, u], label, kind)
             if kind == "full":
-                d_logits[t, u] = P[t, u] - Q[t, u]
+                d_logits[t, u] = P_S[t, u] - P_T[t, u]
             else:  # through each class c: P_S(c) - P_T(c), shared among its symbols as the student does
-                p, q = P[t, u], Q[t, u]
+                student_p, teacher_p = P_S[t, u], P_T[t, u]
                 alone = [BLANK] if label is None else [BLANK, label]
-                rest = np.delete(np.arange(len(p)), alone)
-                d_logits[t, u, alone] = (p - q)[alone]
+                rest = np.delete(np.arange(len(student_p)), alone)
+                d_logits[t, u, alone] = (student_p - teacher_p)[alone]
                 if len(rest):
-                    d_logits[t, u, rest] = (p[rest].sum() - q[rest].sum()) * p[rest] / p[rest].sum()
+                    whole = student_p[rest].sum()
+                    d_logits[t, u, rest] = (whole - teacher_p[rest].sum()) * student_p[rest] / whole
         d_logits = (d_logits / temperature).astype(enc.dtype)
         kl.append(total)
         d_table += np.einsum("tuv,tuj->vj", d_logits, hidden)
@@ -95,9 +95,7 @@ def materialised_kl_and_gradients(
     return np.array(kl), (d_enc, d_pred, d_table, d_bias)
 
 
-# ---------------------------------------------------------------------------------------------------
-# The loss
-# ---------------------------------------------------------------------------------------------------
+# --- What training calls ---------------------------------------------------------------------------
 
 
 def distillation_loss(
@@ -110,9 +108,7 @@ def distillation_loss(
     options: chunk_bytes of lattice_walk.walk_lattice.
     """
     if kind not in KINDS or mixing not in MIXINGS:
-        raise LatticeError(
-            f"kind must be one of {KINDS} and mixing one of {MIXINGS}, not {kind!r} and {mixing!r}"
-        )
+        raise LatticeError(f"kind must be one of {KINDS} and mixing one of {MIXINGS}, not {kind!r} and {mixing!r}")
     if not temperature > 0 or not 0 <= alpha < np.inf or (mixing == "convex" and alpha > 1):
         raise LatticeError(
             f"temperature must be above 0 and alpha at least 0 (at most 1 when mixing is convex), not"
@@ -133,7 +129,7 @@ def distillation_loss(
     return record_scalar(loss, student, grads), losses, kl
 
 
-if __name__ == "__main__":
+def demo():
     import time
 
     from .tensor import Tensor
@@ -162,3 +158,7 @@ if __name__ == "__main__":
             f"{kind}: 12000 nodes, V = {V}, widths 128 and 160, with gradients: {elapsed:.0f} ms;"
             f" RNN-T {losses.mean():.1f}, KL {kl.mean():.1f} per utterance"
         )
+
+
+if __name__ == "__main__":
+    demo()

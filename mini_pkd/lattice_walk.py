@@ -80,9 +80,7 @@ def check_lattice(networks, labels, lengths, label_lengths):
             raise LatticeError(f"{name}'s enc, pred, table, bias have shapes {shapes}, not {plain}")
         for array in (enc, pred, table, bias):
             if array.dtype != dtype or dtype not in (np.float32, np.float64):
-                raise LatticeError(
-                    f"{name}'s arrays must all be float32 or all float64, not {array.dtype} and {dtype}"
-                )
+                raise LatticeError(f"{name}'s arrays must all be float32 or all float64, not {array.dtype} and {dtype}")
     if len(labels) and (labels.min() <= BLANK or labels.max() >= V):
         wrong = labels[(labels <= BLANK) | (labels >= V)][0]
         raise LatticeError(f"label {wrong} is not in 1..{V - 1}: is this the vocabulary of this model?")
@@ -97,7 +95,7 @@ def chunk_rows(V, J, taught, itemsize=4, chunk_bytes=CHUNK_BYTES):
     return max(chunk_bytes // (V * itemsize * (2 if taught else 1)), J)
 
 
-# --- chunks ---------------------------------------------------------------------------------------------------
+# --- chunks ---------------------------------------------------------------------------------------
 
 
 class Chunk:
@@ -143,9 +141,11 @@ def chunk_groups(lengths, label_lengths, labels, rows):
             pairs = [cuts[i : i + 2] for i in range(len(cuts) - 1)]
         else:
             pairs = [enc_start[first : last + 1]]
-        yield first, last, [
-            Chunk(pair, pred_start[first : last + 1], (pair[0] - cuts[0]) * columns, next_label) for pair in pairs
-        ]
+        yield (
+            first,
+            last,
+            [Chunk(pair, pred_start[first : last + 1], (pair[0] - cuts[0]) * columns, next_label) for pair in pairs],
+        )
         first = last
 
 
@@ -173,7 +173,7 @@ def rows_of_nodes(taken, negligible, in_place):
     return node_of, row_of
 
 
-# --- the walk -------------------------------------------------------------------------------------------------
+# --- the walk -------------------------------------------------------------------------------------
 
 _scratch = {}  # large buffers live on between calls: fresh memory costs a page fault every 4 kB
 
@@ -279,6 +279,4 @@ def joint_backward(d_logits, hidden, table, chunk, row_of, d_hidden, grads):
         product = scratch("d_table", block.stop - start, table.shape[1], table.dtype)
         d_table[block] += matmul(d_logits[:, block].T, hidden, out=product)
     matmul(d_logits, table, out=d_hidden)
-    joint_hidden_backward(
-        d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, d_enc, d_pred
-    )
+    joint_hidden_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, d_enc, d_pred)

@@ -11,7 +11,7 @@ gradients by 1/sqrt(epsilon) = 316, layer after layer (norms of 1e9 were seen in
 
 import numpy as np
 
-from . import ops
+from . import fused, ops
 from .tensor import Tensor
 
 
@@ -54,7 +54,7 @@ class Module:
 
 
 class Linear(Module):
-    """y = x W + b.  `weight` (inputs, outputs), `bias` (outputs,)."""
+    """y = x W + b.  `weight` (I, O), `bias` (O,)."""
 
     def __init__(self, inputs, outputs, rng, dtype=np.float32):
         bound = 1 / np.sqrt(inputs)
@@ -62,18 +62,18 @@ class Linear(Module):
         self.bias = parameter(rng.uniform(-bound, bound, outputs).astype(dtype))
 
     def __call__(self, x):
-        return ops.linear(x, self.weight, self.bias)
+        return fused.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(Module):
-    """Each row to mean 0 and variance 1, then gain and bias; with swish behind it if asked."""
+    """Brings each row to mean 0 and variance 1, then applies gain and bias; with swish behind it if asked."""
 
     def __init__(self, width, swish=False, dtype=np.float32):
         self.gain, self.bias = parameter(np.ones(width, dtype)), parameter(np.zeros(width, dtype))
         self.swish = swish
 
     def __call__(self, x):
-        return ops.layer_norm(x, self.gain, self.bias, swish=self.swish)
+        return fused.layer_norm(x, self.gain, self.bias, swish=self.swish)
 
 
 class Embedding(Module):
@@ -106,14 +106,13 @@ class DropoutKeys:
 NO_DROPOUT = DropoutKeys(0.0)
 
 
-if __name__ == "__main__":
-
-    class Pair(Module):
-        def __init__(self, rng):
-            self.norm = LayerNorm(3)
-            self.halves = [Linear(3, 2, rng), Linear(3, 2, rng)]
-
-    pair = Pair(np.random.default_rng(0))
+def demo():
+    rng, pair = np.random.default_rng(0), Module()
+    pair.norm, pair.halves = LayerNorm(3), [Linear(3, 2, rng), Linear(3, 2, rng)]
     for name, p in pair.named_parameters().items():
         print(f"{name:18s} {p.shape}")
     print("numbers in all:", pair.num_parameters(), "= 2 x 3 + 2 x (3 x 2 + 2)")
+
+
+if __name__ == "__main__":
+    demo()

@@ -18,9 +18,9 @@ except ImportError:  # Windows
 
 
 def no_follow(path, flags):
-    """For `open(path, mode, opener=no_follow)`: a link or a pipe that stands at this name is not written through.
+    """For `open(path, mode, opener=no_follow)`: refuses a link or a pipe that stands at this name.
 
-    What we write under a name of our own must not end up in whatever file of the user's a link there points to.
+    Writing through a link would overwrite a file of the user's somewhere else.
     O_NONBLOCK: opening a pipe would otherwise wait for its other end; to an ordinary file it means nothing.
     """
     try:
@@ -32,13 +32,13 @@ def no_follow(path, flags):
 
 
 class Lock:
-    """`folder`/lock, opened by `with` and ours once `take` has said so."""
+    """The lock `folder`/lock: `with` opens it, and it is ours once `take` has returned True."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def __enter__(self):
-        # "a": a mode that truncates would empty whatever stands there, before we know that it is ours.
+        # "a", because "w" would empty the file before we hold the lock.
         self._file = open(self.folder / "lock", "a", opener=no_follow)
         return self
 
@@ -46,14 +46,14 @@ class Lock:
         self._file.close()
 
     def take(self):
-        """-> whether we hold the lock now; never waits."""
+        """Try to take the lock -> whether we hold it now; never waits."""
         try:
             if fcntl is None:
-                raise OSError("this system has none")
+                raise OSError("this system has no locks")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError as error:  # a network disk, say: go on, and leave the care to the user
+        except OSError as error:  # some network disks cannot lock: go on with a warning
             print(
                 f"mini_pkd: {self.folder} cannot be locked ({error.strerror or error}): "
                 f"make sure that only one command at a time uses it.",

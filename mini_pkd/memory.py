@@ -6,8 +6,8 @@ import ctypes
 def keep_freed_memory():
     """Ask glibc to keep freed blocks instead of returning them to the kernel (True if it agreed).
 
-    Every activation is a fresh array; handing its pages back and faulting them in again at the next step
-    cost 1.1x to 1.55x of whole training steps here.  Elsewhere than on glibc nothing happens.
+    Every activation is a fresh array, and to hand its pages back and get them again at the next step costs time
+    (docs/speed.md).  Nothing happens where the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

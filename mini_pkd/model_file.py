@@ -1,26 +1,31 @@
 """A trained model in one file, model.npz: weights, sizes, vocabulary and normaliser, all that transcription needs.
 
-A model file may come from a stranger.  checkpoint.py sees to it that loading takes no more memory than the file is
+A model file may come from a stranger.  checkpoint.py ensures that loading takes no more memory than the file is
 long; here everything is compared with what the declared sizes ask for, before anything of these sizes is made.
 """
 
 import math
+import reprlib
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
-from . import UserError, checkpoint
+from . import UserError, checkpoint, vocabulary_file
 from .bpe import BPE
+from .conformer import ConformerConfig
 from .features import NUM_FEATURES, Normaliser
 from .transducer import Transducer, TransducerConfig, count_parameters
 
-TRAINING = ("updates", "skipped_updates", "seconds", "best_dev_wer", "best_dev_loss")  # what train.py tells of itself
+TRAINING = ("updates", "skipped_updates", "seconds", "best_dev_wer", "best_dev_loss")  # what train.py reports
 
 
 def save_model(path, model, normaliser, bpe, **about):
-    """Write all that belongs to `model`; `about` is what else should be known of it, as JSON-able values."""
+    """Write the model and all that it needs; `about` holds further facts about it, as JSON-able values."""
     arrays = {f"weights/{name}": p.data for name, p in model.named_parameters().items()}
-    arrays |= {f"normaliser/{name}": array for name, array in normaliser.arrays().items()}
-    meta = {"model": model.config_dict(), "vocabulary": bpe.to_dict(), "about": about}
+    arrays |= {"normaliser/mean": normaliser.mean, "normaliser/std": normaliser.std}
+    meta = {"model": model.config_dict(), "vocabulary": vocabulary_file.to_dict(bpe), "about": about}
     checkpoint.save(path, arrays, meta)
 
 
@@ -35,7 +40,7 @@ def load_model(path):
             f"{path} is a mini_pkd file but not a model that this version can load ({error}): "
             f"give a model.npz that mini_pkd.cascade wrote."
         ) from None
-    bpe = BPE.from_dict(meta.get("vocabulary"), f"the vocabulary in {path}")
+    bpe = vocabulary_file.from_dict(meta.get("vocabulary"), f"the vocabulary in {path}")
     if bpe.size != model.config.symbols:
         raise UserError(
             f"{path} holds a model over {model.config.symbols} symbols and a vocabulary of {bpe.size}: "
@@ -46,6 +51,7 @@ def load_model(path):
 
 def _build(arrays, sizes):
     """The Transducer of these sizes and the Normaliser, from exactly these arrays."""
+    _check_sizes(sizes, asdict(TransducerConfig()))
     config = TransducerConfig.from_dict(sizes)
     encoder = config.encoder
     if encoder.features != NUM_FEATURES:
@@ -59,10 +65,19 @@ def _build(arrays, sizes):
     arrays = dict(arrays)
     for name, p in model.named_parameters().items():
         p.data = _take(arrays, f"weights/{name}", p.shape)
-    normaliser = Normaliser.from_arrays(
-        {name: _take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")}
-    )
+    normaliser = Normaliser(*(_take(arrays, f"normaliser/{name}", (NUM_FEATURES,)) for name in ("mean", "std")))
     return model, normaliser  # nothing is left over: the numbers are counted above
+
+
+def _check_sizes(values, known):
+    """The keys of `known`, and whole numbers that an array can have as its size."""
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError(f"its sizes are not {', '.join(known)}")
+    for key, value in values.items():
+        if isinstance(known[key], dict):
+            _check_sizes(value, known[key])
+        elif type(value) is not int or not (key != "pools") <= value < 2**31:
+            raise ValueError(f"its {key} is {reprlib.repr(value)}")
 
 
 def _take(arrays, name, shape):
@@ -77,25 +92,20 @@ def _take(arrays, name, shape):
 
 
 def _checked(about):
-    """What save_model was told.  If that is how the training went, then with the numbers that the cascade reports."""
+    """The facts that save_model was given; a training among them must have the numbers that reports show."""
     if not isinstance(about, dict):
-        raise ValueError("it does not say what it is about")
+        raise ValueError("it lacks the facts about itself")
     training = about.get("training", {})
     if not isinstance(training, dict):
         raise ValueError("it does not say how it was trained")
     for key in TRAINING if "training" in about else ():
         value = training.get(key)
         if not (type(value) is float and not math.isnan(value) or type(value) is int and abs(value) < 2**53):
-            raise ValueError(f"of its training {key} is no number")
+            raise ValueError(f"{key} of its training is not a number")
     return about
 
 
-if __name__ == "__main__":
-    import tempfile
-    from pathlib import Path
-
-    from .conformer import ConformerConfig
-
+def demo():
     bpe = BPE.train({"ONE": 5, "TONE": 2}, 8)
     encoder = ConformerConfig(blocks=3, width=16, heads=2, window=8, kernel=4, expansion=2)
     model = Transducer(TransducerConfig(encoder, bpe.size, 16, 1, 16), np.random.default_rng(0))
@@ -109,9 +119,13 @@ if __name__ == "__main__":
         same = all(np.array_equal(a.data, b.data) for a, b in pairs)
         print(f"{about['name']} comes back with the same weights: {same}")
         arrays, meta = checkpoint.load(path)
-        meta["model"]["symbols"] = 10**9  # 64 GB, if somebody believed it
+        meta["model"]["symbols"] = 10**9  # 64 GB, if load_model believed it
         checkpoint.save(path, arrays, meta)
         try:
             load_model(path)
         except UserError as error:
             print("refused:", str(error).replace(folder, "."))
+
+
+if __name__ == "__main__":
+    demo()

@@ -1,49 +1,20 @@
-"""Differentiable operations on rows: value and gradient side by side.
+"""Differentiable operations on rows: the value and its gradient side by side, in plain numpy.
 
-Everything here works row by row on a ragged batch laid end to end, `(N, D)`, and so never looks at
-lengths.  What mixes rows of one utterance lives in files of its own: attention.py, convolution.py, lstm.py.
+Everything here works row by row on a ragged batch laid end to end, `(N, D)`, and so never looks at lengths.
+What mixes rows of one utterance lives in files of its own: attention.py, convolution.py, lstm.py.
 
-Most of a small conformer's time is not matrix products but the passes over memory between them, so
-each chain of elementwise steps is one numba kernel, forward and backward:
-
-    linear, linear_columns     x W + b, and its transpose, which attention.py wants
-    feed_forward               x + factor dropout(dropout(swish(h W + b)) V + c)
-    linear_dropout_residual    x + factor dropout(h W + b)            the end of every other module
-    linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
-    layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
-
-Matrix products are BLAS's (threads.py).  Kernels take float32 and float64; each output row is written by one
-iteration of `prange`, and sums over rows go through a fixed number of partial sums, so results do not
-depend on how many threads share the work.
+The first part is small operations: a line for the value, and a line for what the cotangent g of that value means for
+each input.  The second part composes them, with the operators of tensor.py, into the layers of a conformer;
+their gradients come from the tape.  Where a name ends in `_readable`, the model itself runs fused.py, which computes
+the same in fewer passes over memory.  Tests hold each pair together, in value and in every gradient.
 """
 
 import numpy as np
-from numba import prange
 
-from .simd import exp, kernel, random_bits, row_key
-from .tensor import record
-from .threads import matmul
+from .simd import random_bits_readable
+from .tensor import Tensor, record
 
-BLOCKS = 64  # partial sums in reductions over rows: more than any machine's useful threads at these sizes
-
-
-# --- the plain operations -------------------------------------------------------------------------
-
-
-def add(x, y):
-    """x + y, equal shapes."""
-    return record(x.data + y.data, [x, y], lambda g: (g, g))
-
-
-def multiply(x, y):
-    """x * y elementwise, equal shapes."""
-    return record(x.data * y.data, [x, y], lambda g: (g * y.data, g * x.data))
-
-
-def scale(x, factor):
-    """factor * x for a number `factor`."""
-    factor = x.data.dtype.type(factor)
-    return record(x.data * factor, [x], lambda g: (g * factor,))
+# --- small operations -----------------------------------------------------------------------------
 
 
 def total(x):
@@ -51,10 +22,40 @@ def total(x):
     return record(x.data.sum(), [x], lambda g: (np.broadcast_to(g, x.shape),))
 
 
-def tanh_(x):
+def transpose(x):
+    """x^T: (N, D) -> (D, N)."""
+    return record(x.data.T, [x], lambda g: (g.T,))
+
+
+def tanh(x):
     """tanh(x) elementwise."""
     y = np.tanh(x.data)
     return record(y, [x], lambda g: (g * (1 - y * y),))
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)) elementwise, written with tanh because exp(-x) would overflow."""
+    s = (1 + np.tanh(x.data / 2)) / 2
+    return record(s, [x], lambda g: (g * s * (1 - s),))
+
+
+def swish(x):
+    """x sigmoid(x), elementwise (Ramachandran et al. 2017)."""
+    return x * sigmoid(x)
+
+
+def softmax(x):
+    """exp(x) over its sum, row by row.  The gradient of a row sums to zero: adding a constant to x changes nothing."""
+    p = np.exp(x.data - x.data.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return record(p, [x], lambda g: (p * (g - (g * p).sum(axis=1, keepdims=True)),))
+
+
+def glu(x):
+    """The gated linear unit of Dauphin et al. 2017: x (N, 2D) = a | b -> a sigmoid(b) (N, D)."""
+    a, b = np.split(x.data, 2, axis=1)
+    s = sigmoid(Tensor(b)).data
+    return record(a * s, [x], lambda g: (np.hstack([g * s, g * a * s * (1 - s)]),))
 
 
 def embedding(table, ids):
@@ -68,295 +69,77 @@ def embedding(table, ids):
     return record(table.data[ids], [table], backward)
 
 
-def dropout(x, rate, key):
-    """x with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
+def dropout_readable(x, rate, key):
+    """x (N, D) with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
 
-    Which ones is a pure function of the 32-bit `key` and the position.  rate 0 returns x itself.
+    Which ones is a pure function of the 32-bit `key` and the position.
     """
-    if rate == 0:
-        return x
-
-    def backward(g):
-        dx = np.empty_like(g)
-        _dropout(g, rate, key, 1.0, dx)
-        return (dx,)
-
-    y = np.empty_like(x.data)
-    _dropout(x.data, rate, key, 1.0, y)
-    return record(y, [x], backward)
+    kept = random_bits_readable(key, *x.shape) >= np.uint32(rate * (2**32 - 1))
+    return x * (kept / (1 - rate))
 
 
-@kernel(fastmath=False)
-def _dropout(x, rate, key, factor, out):
-    threshold, grow, zero = np.uint32(rate * 4294967295.0), x.dtype.type(factor / (1.0 - rate)), x.dtype.type(0)
-    for n in prange(x.shape[0]):
-        start = row_key(key, n)
-        for d in range(x.shape[1]):
-            out[n, d] = x[n, d] * grow if random_bits(start, d) >= threshold else zero
+def layer_norm_readable(x, gain, bias, swish=False, epsilon=1e-5):
+    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016); swish behind it if asked."""
+    centred = x.data - x.data.mean(axis=1, keepdims=True)
+    r = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + epsilon)  # (N, 1)
+    h = centred * r
+
+    def backward(g):  # dx neither shifts nor stretches its row: the norm undoes both, so they would change nothing
+        a = g * gain.data
+        dx = r * (a - a.mean(axis=1, keepdims=True) - h * (a * h).mean(axis=1, keepdims=True))
+        return dx, (g * h).sum(axis=0), g.sum(axis=0)
+
+    y = record(gain.data * h + bias.data, [x, gain, bias], backward)
+    return y * sigmoid(y) if swish else y
 
 
-# --- linear, alone and with what follows it -----------------------------------------------------------
+# --- the layers, composed of them -----------------------------------------------------------------
 
 
-def linear(x, weight, bias=None):
+def linear_readable(x, weight, bias=None):
     """x W + b: (N, I) x (I, O) -> (N, O)."""
-    y = matmul(x.data, weight.data)
-    if bias is None:
-        return record(y, [x, weight], lambda g: (matmul(g, weight.data.T), matmul(x.data.T, g)))
-    _add_bias(y, bias.data)
-
-    def backward(g):
-        return _input_gradient(x, g, weight), matmul(x.data.T, g), column_sum(g)
-
-    return record(y, [x, weight, bias], backward)
+    return x @ weight if bias is None else x @ weight + bias
 
 
-@kernel(fastmath=False)
-def _add_bias(y, bias):
-    for n in prange(y.shape[0]):
-        for d in range(y.shape[1]):
-            y[n, d] += bias[d]
+def linear_columns_readable(x, weight, bias):
+    """(x W + b)^T: (N, I) x (I, O) -> (O, N)."""
+    return transpose(linear_readable(x, weight, bias))
 
 
-def linear_columns(x, weight, bias):
-    """(x W + b)^T: (N, I) x (I, O) -> (O, N).  BLAS writes it this way round at no cost."""
-    y = matmul(weight.data.T, x.data.T)
-    _add_bias_columns(y, bias.data)
-
-    def backward(g):
-        return matmul(g.T, weight.data.T), matmul(x.data.T, g.T), column_sum(g.T)
-
-    return record(y, [x, weight, bias], backward)
+def linear_glu_readable(x, weight, bias):
+    """glu(x W + b): (N, I) x (I, 2D) -> (N, D)."""
+    return glu(linear_readable(x, weight, bias))
 
 
-@kernel(fastmath=False)
-def _add_bias_columns(y, bias):
-    for d in prange(y.shape[0]):
-        for n in range(y.shape[1]):
-            y[d, n] += bias[d]
+def linear_dropout_residual_readable(x, h, weight, bias, factor, rate, key, columns=False):
+    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D); with `columns`, h is (I, N)."""
+    h = transpose(h) if columns else h
+    return x + factor * dropout_readable(linear_readable(h, weight, bias), rate, key)
 
 
-def _input_gradient(x, g, weight):
-    return matmul(g, weight.data.T) if x.requires_grad else None  # features need none: that GEMM is saved
+def feed_forward_readable(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
+    """x + factor dropout(linear(dropout(swish(linear(h))))): x, h (N, D) -> (N, D).
 
-
-def column_sum(g):
-    """Sum over rows, (N, O) -> (O,): as a matrix product, because that reads g once with all threads."""
-    return matmul(np.ones((1, len(g)), dtype=g.dtype), g)[0]
-
-
-def linear_dropout_residual(x, h, weight, bias, factor, rate, key, columns=False):
-    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D).  Saves nothing but its inputs.
-
-    columns: h comes as (I, N), as attention.py leaves it.
+    `wide` (D, I) and `narrow` (I, D) are the weights; `inner` and `outer` the (rate, key) of the dropouts.
     """
-    rows = h.data.T if columns else h.data
-    y = matmul(rows, weight.data)  # (N, D)
-    _bias_dropout_residual(x.data, y, bias.data, factor, rate, key)
-
-    def backward(g):
-        dy = np.empty_like(g)
-        _dropout(g, rate, key, factor, dy)
-        dh = matmul(weight.data, dy.T) if columns else matmul(dy, weight.data.T)
-        return g, dh, matmul(rows.T, dy), column_sum(dy)
-
-    return record(y, [x, h, weight, bias], backward)
+    hidden = dropout_readable(swish(linear_readable(h, wide, wide_bias)), *inner)  # (N, I)
+    return linear_dropout_residual_readable(x, hidden, narrow, narrow_bias, factor, *outer)
 
 
-@kernel()
-def _bias_dropout_residual(x, y, bias, factor, rate, key):
-    N, D = y.shape
-    zero = y.dtype.type(0)
-    grow, threshold = y.dtype.type(factor / (1.0 - rate)), np.uint32(rate * 4294967295.0)
-    for n in prange(N):
-        start = row_key(key, n)
-        for d in range(D):
-            v = grow * (y[n, d] + bias[d])
-            y[n, d] = x[n, d] + (v if random_bits(start, d) >= threshold else zero)
+def demo():
+    from .gradcheck import gradcheck
 
-
-def feed_forward(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
-    """x + factor dropout(dropout(swish(h W + b)) V + c): x, h (N, D) -> (N, D), with W (D, I) and V (I, D).
-
-    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Of the I
-    columns, several times as wide as all the rest, only h W is kept: backward makes the activations again,
-    in the pass that needs the same exponentials anyway.
-    """
-    z = matmul(h.data, wide.data)  # (N, I); overwritten by its gradient in backward
-    activations = np.empty_like(z)
-    _bias_swish_dropout(z, wide_bias.data, *inner, activations)
-    y = matmul(activations, narrow.data)
-    _bias_dropout_residual(x.data, y, narrow_bias.data, factor, *outer)
-
-    def backward(g):
-        dy = np.empty_like(g)
-        _dropout(g, *outer, factor, dy)
-        activations = matmul(dy, narrow.data.T)  # their gradient, until the kernel has used it
-        _bias_swish_dropout_backward(activations, z, wide_bias.data, *inner)
-        return (
-            g, _input_gradient(h, z, wide), matmul(h.data.T, z), column_sum(z), matmul(activations.T, dy),
-            column_sum(dy),
-        )  # fmt: skip
-
-    return record(y, [x, h, wide, wide_bias, narrow, narrow_bias], backward)
-
-
-@kernel()
-def _bias_swish_dropout(z, bias, rate, key, out):
-    N, D = z.shape
-    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
-    threshold = np.uint32(rate * 4294967295.0)
-    for n in prange(N):
-        start = row_key(key, n)
-        for d in range(D):
-            v = z[n, d] + bias[d]
-            out[n, d] = grow * v / (one + exp(-v))
-        if threshold > 0:  # not so in teachers, and in decoding
-            for d in range(D):
-                out[n, d] = out[n, d] if random_bits(start, d) >= threshold else zero
-
-
-@kernel()
-def _bias_swish_dropout_backward(g, z, bias, rate, key):
-    # d/dv [v s(v)] = s + v s (1 - s).  dz replaces z, and the activations replace their gradient.
-    N, D = z.shape
-    one, zero, grow = z.dtype.type(1), z.dtype.type(0), z.dtype.type(1.0 / (1.0 - rate))
-    threshold = np.uint32(rate * 4294967295.0)
-    for n in prange(N):
-        start = row_key(key, n)
-        for d in range(D):
-            v = z[n, d] + bias[d]
-            s = one / (one + exp(-v))
-            kept = grow if random_bits(start, d) >= threshold else zero
-            z[n, d] = g[n, d] * kept * s * (one + v * (one - s))
-            g[n, d] = kept * v * s
-
-
-def linear_glu(x, weight, bias):
-    """Gated linear unit of Dauphin et al. 2017: split x W + b (N, 2D) into a | b, return a sigmoid(b) (N, D)."""
-    z = matmul(x.data, weight.data)  # (N, 2D); overwritten by its gradient in backward
-    y = np.empty((len(z), z.shape[1] // 2), dtype=z.dtype)
-    _bias_glu(z, bias.data, y)
-
-    def backward(g):
-        _bias_glu_backward(g, z, bias.data)
-        return _input_gradient(x, z, weight), matmul(x.data.T, z), column_sum(z)
-
-    return record(y, [x, weight, bias], backward)
-
-
-@kernel()
-def _bias_glu(z, bias, out):
-    N, D = out.shape
-    one = z.dtype.type(1)
-    for n in prange(N):
-        for d in range(D):
-            out[n, d] = (z[n, d] + bias[d]) / (one + exp(-(z[n, D + d] + bias[D + d])))
-
-
-@kernel()
-def _bias_glu_backward(g, z, bias):
-    N, D = g.shape
-    one = z.dtype.type(1)
-    for n in prange(N):
-        for d in range(D):
-            left = z[n, d] + bias[d]
-            s = one / (one + exp(-(z[n, D + d] + bias[D + d])))
-            z[n, d] = g[n, d] * s
-            z[n, D + d] = g[n, d] * left * s * (one - s)
-
-
-# --- layer norm -----------------------------------------------------------------------------------------
-
-
-def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
-    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016); swish behind it if asked.
-
-    Kept for backward: mean and 1/std of each row.  The normalised row is recomputed, not stored.
-    """
-    N, D = x.shape
-    y = np.empty_like(x.data)
-    mean, inverse = np.empty(N, dtype=y.dtype), np.empty(N, dtype=y.dtype)
-    _layer_norm(x.data, gain.data, bias.data, epsilon, swish, y, mean, inverse)
-
-    def backward(g, pending):  # a residual branch has already sent x its share: added here, it costs no pass of its own
-        dx = np.empty_like(x.data)
-        partial = np.zeros((BLOCKS, 2, D), dtype=dx.dtype)
-        _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, pending, dx, partial)
-        dgain, dbias = partial.sum(axis=0)
-        return dx, dgain, dbias
-
-    return record(y, [x, gain, bias], backward, adds=True)
-
-
-@kernel()
-def _layer_norm(x, gain, bias, epsilon, swish, out, mean, inverse):
-    N, D = x.shape
-    one = x.dtype.type(1)
-    for n in prange(N):
-        s = x.dtype.type(0)
-        for d in range(D):
-            s += x[n, d]
-        m = s / x.dtype.type(D)
-        s = x.dtype.type(0)
-        for d in range(D):  # a second pass: E[x^2] - E[x]^2 would cancel when the mean is large
-            s += (x[n, d] - m) * (x[n, d] - m)
-        r = one / np.sqrt(s / x.dtype.type(D) + x.dtype.type(epsilon))
-        mean[n], inverse[n] = m, r
-        if swish:
-            for d in range(D):
-                v = gain[d] * ((x[n, d] - m) * r) + bias[d]
-                out[n, d] = v / (one + exp(-v))
-        else:
-            for d in range(D):
-                out[n, d] = gain[d] * ((x[n, d] - m) * r) + bias[d]
-
-
-@kernel()
-def _layer_norm_backward(g, x, gain, bias, swish, mean, inverse, pending, dx, partial):
-    # With h = (x - mean) r and a = dL/dh:  dx = r (a - mean(a) - h mean(a h)).
-    N, D = x.shape
-    blocks = partial.shape[0]
-    one = x.dtype.type(1)
-    for block in prange(blocks):
-        a = np.empty(D, dtype=x.dtype)
-        dgain, dbias = partial[block, 0], partial[block, 1]
-        for n in range(N * block // blocks, N * (block + 1) // blocks):
-            m, r = mean[n], inverse[n]
-            for d in range(D):
-                a[d] = g[n, d]
-            if swish:
-                for d in range(D):
-                    v = gain[d] * ((x[n, d] - m) * r) + bias[d]
-                    s = one / (one + exp(-v))
-                    a[d] *= s * (one + v * (one - s))
-            for d in range(D):
-                dbias[d] += a[d]
-                dgain[d] += a[d] * ((x[n, d] - m) * r)
-                a[d] *= gain[d]
-            sum_a, sum_ah = x.dtype.type(0), x.dtype.type(0)
-            for d in range(D):
-                sum_a += a[d]
-                sum_ah += a[d] * (x[n, d] - m)
-            mean_a, mean_ah = sum_a / x.dtype.type(D), sum_ah * r / x.dtype.type(D)
-            for d in range(D):
-                dx[n, d] = r * (a[d] - mean_a - (x[n, d] - m) * r * mean_ah)
-            if pending is not None:
-                for d in range(D):
-                    dx[n, d] += pending[n, d]
+    one, zero = np.ones(3), np.zeros(3)
+    x = Tensor(np.array([[1.0, 2.0, 3.0]]))
+    print("swish of 1 2 3:      ", np.round(swish(x).data[0], 3), " (1 / (1 + e^-1) = 0.731)")
+    print("layer norm of 1 2 3: ", np.round(layer_norm_readable(x, Tensor(one), Tensor(zero)).data[0], 3))
+    dropped = dropout_readable(Tensor(np.ones((1, 12))), 0.25, key=1).data[0]
+    print("dropout 0.25 of ones:", np.round(dropped, 2), " (survivors are 1 / 0.75)")
+    shapes = [(4, 3), (4, 3), (3, 6), (6,), (6, 3), (3,)]
+    inputs = [np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(shapes)]
+    error = gradcheck(lambda *t: feed_forward_readable(*t, 0.5, (0.1, 1), (0.1, 2)), inputs)
+    print(f"feed-forward, whose gradient is the tape's work, against central differences: {error:.1e}")
 
 
 if __name__ == "__main__":
-    from .gradcheck import gradcheck
-    from .tensor import Tensor
-
-    one, zero = np.ones((3,)), np.zeros((3,))
-    x = np.array([[1.0, 2.0, 3.0]])
-    print("layer norm of 1 2 3:", np.round(layer_norm(Tensor(x), Tensor(one), Tensor(zero)).data[0], 3))
-    eye, off = Tensor(np.eye(3)), (0.0, 0)
-    swish = feed_forward(Tensor(0 * x), Tensor(x), eye, Tensor(zero), eye, Tensor(zero), 1.0, off, off)
-    print("swish of 1 2 3:     ", np.round(swish.data[0], 3), " (1 / (1 + e^-1) = 0.731)")
-    dropped = dropout(Tensor(np.ones((1, 12))), 0.25, key=1).data[0]
-    print("dropout 0.25 of ones:", np.round(dropped, 2), " (survivors are 1 / 0.75)")
-    error = gradcheck(lambda *t: layer_norm(*t, swish=True), [np.random.default_rng(0).normal(size=(4, 3)), one, zero])
-    print(f"layer norm + swish against central differences: {error:.1e}")
+    demo()

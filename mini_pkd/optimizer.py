@@ -1,10 +1,12 @@
-"""Adam, its learning-rate schedule, and clipping by the global norm, on one flat buffer.
+"""Adam (Kingma & Ba 2015), its learning-rate schedule, and clipping by the global norm.
 
-All parameters are laid end to end in one array, their gradients in another; every parameter's `data` and
-`grad` become views.  Adam (Kingma & Ba 2015) is then a single pass over four arrays, whatever the number of
-tensors, and averaging gradients between processes a single message.
+With the gradient g of step t, for each weight w:
 
     m = b1 m + (1-b1) g        v = b2 v + (1-b2) g^2        w -= rate * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
+
+The class below lays all parameters end to end in one array and their gradients in another; every parameter's `data`
+and `grad` become views.  Adam is then a single pass over four arrays, whatever the number of tensors, and averaging
+gradients between processes a single message.
 """
 
 import math
@@ -32,19 +34,42 @@ def learning_rate(step, total, peak, warmup, floor=0.0):
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def global_norm_readable(g):
+    """The length of the gradient of all parameters, taken as one vector."""
+    return math.sqrt((g.astype(np.float64) ** 2).sum())
+
+
+def clip_factor(norm, clip):
+    """What to multiply a gradient of this norm by so that it is no longer than `clip` (0 or None: any length).
+
+    It keeps its direction.  A huge gradient would fill m and v for many steps to come.
+
+    >>> clip_factor(50.0, 5.0), clip_factor(3.0, 5.0)
+    (0.1, 1.0)
+    """
+    return min(1.0, clip / norm) if clip and norm > 0 else 1.0
+
+
+def adam_step_readable(w, g, m, v, t, rate):
+    """Step t = 1, 2, ... of Kingma & Ba's algorithm 1, on arrays of one shape: -> the new (w, m, v)."""
+    m = BETA1 * m + (1 - BETA1) * g  # where the gradients point, lately
+    v = BETA2 * v + (1 - BETA2) * g**2  # how large they are, lately
+    m_hat, v_hat = m / (1 - BETA1**t), v / (1 - BETA2**t)  # m and v began at 0, and are too small at first
+    return w - rate * m_hat / (np.sqrt(v_hat) + EPSILON), m, v
+
+
 class Adam:
     """Owns the flat buffers of a module's parameters.
 
-    values, gradients, m, v: (P,) arrays.  Gradients are added into `gradients` by backward() and set to
-    zero by `step`; `steps` counts the updates made.
+    values, gradients, m, v: arrays of one number per parameter.  Gradients are added into `gradients` by backward()
+    and set to zero by `step`; `steps` counts the updates made.
     """
 
     def __init__(self, module, clip=5.0):
         tensors = list(module.named_parameters().values())
         if len({p.data.dtype for p in tensors}) != 1:  # concatenate would quietly make all of them float64
             raise TypeError("parameters of one module must have one dtype")
-        self.clip = clip
-        self.steps = 0
+        self.clip, self.steps = clip, 0
         self.values = np.concatenate([p.data.ravel() for p in tensors])
         self.gradients, self.m, self.v = (np.zeros_like(self.values) for _ in range(3))
         start = 0
@@ -66,7 +91,7 @@ class Adam:
             self.gradients[:] = 0
             return norm
         self.steps += 1
-        shrink = min(1.0, self.clip / norm) if self.clip and norm > 0 else 1.0
+        shrink = clip_factor(norm, self.clip)
         correct1, correct2 = 1 - BETA1**self.steps, 1 - BETA2**self.steps
         _adam(self.values, self.gradients, self.m, self.v, shrink, rate / correct1, 1 / correct2)
         return norm
@@ -82,17 +107,17 @@ class Adam:
         self.steps = steps
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, readable=global_norm_readable)
 def _squared_norms(gradients, partial):
-    P = len(gradients)
+    size = len(gradients)
     for block in prange(len(partial)):
         total = 0.0  # float64: a sum over 128 million squares
-        for i in range(P * block // len(partial), P * (block + 1) // len(partial)):
+        for i in range(size * block // len(partial), size * (block + 1) // len(partial)):
             total += np.float64(gradients[i]) * np.float64(gradients[i])
         partial[block] = total
 
 
-@kernel()
+@kernel(readable=adam_step_readable)
 def _adam(w, g, m, v, shrink, rate, correct2):
     f = w.dtype.type
     b1, b2, c1, c2 = f(BETA1), f(BETA2), f(1 - BETA1), f(1 - BETA2)
@@ -105,14 +130,11 @@ def _adam(w, g, m, v, shrink, rate, correct2):
         g[i] = f(0)
 
 
-if __name__ == "__main__":
+def demo():
     from .layers import Module, parameter
 
-    class Point(Module):
-        def __init__(self):
-            self.w = parameter(np.zeros(1, np.float32))
-
-    point = Point()
+    point = Module()
+    point.w = parameter(np.zeros(1, np.float32))
     adam = Adam(point, clip=1.0)
     for step in range(1, 201):
         point.w.grad += 2 * (point.w.data - 3)  # of (w - 3)^2
@@ -120,3 +142,7 @@ if __name__ == "__main__":
         if step in (1, 2, 50, 100, 200):
             print(f"step {step:3d}: gradient norm {norm:.3f}, w = {point.w.data[0]:.4f}")
     print("the minimum is at 3; the first step moves w by the learning rate, 0.1 / 20")
+
+
+if __name__ == "__main__":
+    demo()

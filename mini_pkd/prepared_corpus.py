@@ -16,19 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from . import UserError
-from .bpe import BPE
+from .bpe import BPE, word_counts
+from .command import printable
 from .conformer import ConformerConfig
-from .corpus import (
-    Problem,
-    check_lattice,
-    collate,
-    find_parts,
-    make_batches,
-    missing_roles,
-    printable,
-    read_part,
-    word_counts,
-)
+from .corpus import collate, epoch_batches, usable_utterances
+from .corpus_folder import Problem, find_parts, missing_roles, read_part
 from .feature_store import FeatureStore, estimate_normaliser
 from .features import Normaliser
 
@@ -62,13 +54,8 @@ class Part:
         if strict and problems:
             raise UserError(f"utterance {problems[0]} (leave out --strict to skip and list it).")
         lengths = np.asarray(store.lengths)[spelled]
-        kept, misfits = check_lattice(
-            -(-lengths // reduction),  # each pooling rounds up, and so does this
-            [len(targets[i]) for i in spelled],
-            frames=lengths,
-            max_frames=max_frames,
-            ids=[store.ids[i] for i in spelled],
-        )
+        label_lengths, ids = [len(targets[i]) for i in spelled], [store.ids[i] for i in spelled]
+        kept, misfits = usable_utterances(lengths, label_lengths, reduction, max_frames, ids)
         problems += misfits
         if not kept:
             raise UserError(
@@ -83,8 +70,8 @@ class Part:
         return collate(self.store, indices, self.targets)
 
     def batches(self, max_frames, max_utterances, **options):
-        """Groups of indices; see corpus.make_batches."""
-        return make_batches(self.store.lengths, max_frames, max_utterances, indices=self.indices, **options)
+        """Groups of indices; see corpus.epoch_batches."""
+        return epoch_batches(self.store.lengths, max_frames, max_utterances, indices=self.indices, **options)
 
 
 @dataclass
@@ -121,7 +108,7 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
             utterances[role] += read
             problems += bad
     if make_bpe is None:
-        bpe = BPE.train(word_counts(utterances["train"]), settings.vocab_size, progress)
+        bpe = BPE.train(word_counts(utterance.text for utterance in utterances["train"]), settings.vocab_size, progress)
     else:
         bpe = make_bpe(utterances["train"])
     stores = {}

@@ -1,11 +1,11 @@
-"""JSON files as records: read once, checked once, so that nobody after that has to ask what a value is.
+"""JSON files as records: read once and checked once; the code that uses a record need not check a value again.
 
     read_record("result.json", {"name": WORD, "params?": between(0, 1e15), "wer?": Each(RATE), "experiment": [COUNT]},
                 "score the model again")
 
 A shape says what is expected: a Leaf of one value, `[shape]` of a list, `Each(shape)` of a dictionary under any
-names, or a dictionary with a shape for every key.  A key with a question mark may be missing or null, and is None
-then; keys that no shape asks for are left out.  Whatever does not fit is a UserError that says where:
+names, or a dictionary with a shape for every key.  A key with a question mark may be missing or null, and then is
+None; keys that no shape asks for are left out.  A value that does not fit ends in a UserError that says where it is:
 
 >>> checked({"name": "T1", "size": [7, "x"]}, {"name": WORD, "size": [COUNT], "note?": TEXT})
 Traceback (most recent call last):
@@ -27,16 +27,18 @@ class Misfit(ValueError):
 
 
 class Leaf(NamedTuple):
-    what: str
+    what: str  # for the sentence "... where `what` is expected"
     fits: Callable[[Any], bool]
 
 
 class Each(NamedTuple):
+    """A dictionary under any names, every value in the same shape."""
+
     shape: Any
 
 
 def between(low, high):
-    """A Leaf: int or float from `low` to `high`, which excludes NaN and what no float can hold."""
+    """A Leaf: int or float from `low` to `high`; NaN is not, nor is a number too large for a float."""
     return Leaf(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
 
 
@@ -53,7 +55,7 @@ COUNT = Leaf("a whole number", lambda value: isinstance(value, int) and not isin
 
 
 def read_record(path, shape, advice):
-    """The content of a JSON file, in its shape.  `advice` ends the sentence when it is not."""
+    """The content of a JSON file in its shape, or a UserError, a sentence that ends in `advice`."""
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would wait for ever, a device never end
@@ -101,6 +103,6 @@ def checked(value, shape, where=""):
 
 
 def _shown(value):
-    """A container may be huge, or deeper than anybody can print: its kind is enough."""
+    """A value for a message; of a list or dictionary only the kind, because it may be huge or too deep to print."""
     kinds = {list: "a list", dict: "a dictionary"}
     return kinds.get(type(value)) or json.dumps(value)[:40]

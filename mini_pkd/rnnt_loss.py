@@ -9,7 +9,7 @@ transcript's next label moves on to the next column, in the same frame:
           |
      -- label -> u + 1
 
-A path starts at (0, 0), and ends with the blank of the last node (T-1, U).  The loss is
+A path starts at (0, 0) and ends with the blank of the last node (T-1, U).  The loss is
 -ln sum over paths of the product of their probabilities (Graves 2012, arXiv 1211.3711).
 
 The file is a ladder; each step is tested against the one above:
@@ -20,8 +20,8 @@ The file is a ladder; each step is tested against the one above:
 4. `rnnt_loss`: what training calls.  The logits of one utterance of the paper (200 frames, 51 columns, 10026
    symbols) are 409 MB, so lattice_walk.py makes them in chunks of nodes and never holds them all.
 
-Conventions: `logits` are raw scores, `log_probs` are normalised.  Rows are ragged: utterance b has T_b
-rows of `enc`, U_b + 1 rows of `pred` and U_b labels, end to end.  All counts and offsets are int64.
+`logits` are raw scores, `log_probs` are normalised.  Batches are ragged: utterance b has T_b rows of `enc`,
+U_b + 1 rows of `pred` and U_b labels, end to end (ragged.py, where the letters are explained).
 Left out: restricting the lattice to a band, and FastEmit-like regularisers.
 """
 
@@ -33,9 +33,7 @@ from .lattice_walk import check_lattice, walk_lattice
 from .ragged import BLANK, lattice_offsets
 from .tensor import is_recording, record
 
-# ---------------------------------------------------------------------------------------------------
-# 1. All paths, one at a time
-# ---------------------------------------------------------------------------------------------------
+# --- 1. All paths, one at a time ----------------------------------------------------------------
 
 
 def log_sum(terms):
@@ -44,54 +42,49 @@ def log_sum(terms):
     return largest if largest == -np.inf else largest + np.log(sum(np.exp(term - largest) for term in terms))
 
 
+def paths(T, U):
+    """Every path through a lattice of T frames and U labels, as its list of steps (t, u, says_label).
+
+    A path is an order of T blanks and U labels that ends with a blank: C(T-1+U, U) of them.
+
+    >>> for path in paths(2, 1):
+    ...     print(path)
+    [(0, 0, True), (0, 1, False), (1, 1, False)]
+    [(0, 0, False), (1, 0, True), (1, 1, False)]
+    """
+    for label_steps in itertools.combinations(range(T - 1 + U), U):
+        t = u = 0
+        path = []
+        for step in range(T + U):
+            says_label = step in label_steps
+            path.append((t, u, says_label))
+            t, u = (t, u + 1) if says_label else (t + 1, u)
+        yield path
+
+
 def brute_force(log_probs, labels):
     """The definition itself: -ln of the sum over all paths.  log_probs (T, U+1, V), labels (U,).
-
-    A path is an order of T blanks and U labels that ends with a blank: (T-1+U choose U) of them.
 
     >>> half = np.log(np.full((2, 2, 2), 0.5))  # 2 frames, 1 label: two paths of three fair coin tosses
     >>> print(round(brute_force(half, [1]), 6), round(-np.log(2 * 0.5**3), 6))
     1.386294 1.386294
     """
     T, columns, _ = log_probs.shape
-    U = columns - 1
-    paths = []
-    for label_steps in itertools.combinations(range(T - 1 + U), U):
-        t = u = 0
-        total = 0.0
-        for step in range(T - 1 + U):
-            if step in label_steps:
-                total += log_probs[t, u, labels[u]]
-                u += 1
-            else:
-                total += log_probs[t, u, BLANK]
-                t += 1
-        paths.append(total + log_probs[t, u, BLANK])  # (t, u) is now (T-1, U)
-    return -log_sum(paths)
+    return -log_sum([
+        sum(log_probs[t, u, labels[u] if says_label else BLANK] for t, u, says_label in path)
+        for path in paths(T, columns - 1)
+    ])  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------
-# 2. The lesson: alpha, beta, and what they say about the gradient
-# ---------------------------------------------------------------------------------------------------
+# --- 2. The lesson: alpha, beta, and what they say about the gradient ------------------------------
 
 
-def readable(log_probs, labels):
-    """Loss and d loss / d log_probs by the forward and backward variables.  log_probs (T, U+1, V).
+def forward_variables(log_probs, labels):
+    """alpha (T, U+1): alpha[t, u] = ln P(some path reaches (t, u)), from the left or from above (eq. 16):
 
-    alpha[t, u] = ln P(some path reaches (t, u)); a node is reached from the left or from above (eq. 16):
-        alpha[t, u] = ln( exp(alpha[t-1, u] + blank[t-1, u]) + exp(alpha[t, u-1] + label[t, u-1]) )
-    beta[t, u]  = ln P(the rest is said | we are at (t, u)), the same from the far end (eq. 18):
-        beta[t, u]  = ln( exp(blank[t, u] + beta[t+1, u]) + exp(label[t, u] + beta[t, u+1]) )
-    Both give the total: alpha[T-1, U] + blank[T-1, U] (eq. 17) and beta[0, 0].
-
-    The loss's derivative by the log-probability of one step is minus the probability that a path, given
-    the transcript, takes this step (eq. 20 in log space): everything before it, the step, everything after:
-        -exp( alpha[t, u] + blank[t, u] + beta[t+1, u] - total )
-    Only blanks and next labels occur in paths: all other entries of the gradient are zero.
+    alpha[t, u] = ln( exp(alpha[t-1, u] + blank[t-1, u]) + exp(alpha[t, u-1] + label[t, u-1]) )
     """
     T, columns, _ = log_probs.shape
-    U = columns - 1
-
     alpha = np.full((T, columns), -np.inf)
     for t in range(T):
         for u in range(columns):
@@ -101,7 +94,16 @@ def readable(log_probs, labels):
             if u > 0:
                 ways.append(alpha[t, u - 1] + log_probs[t, u - 1, labels[u - 1]])
             alpha[t, u] = log_sum(ways)
+    return alpha
 
+
+def backward_variables(log_probs, labels):
+    """beta (T+1, U+1): beta[t, u] = ln P(the rest is said | a path is at (t, u)), from the far end (eq. 18):
+
+    beta[t, u] = ln( exp(blank[t, u] + beta[t+1, u]) + exp(label[t, u] + beta[t, u+1]) )
+    """
+    T, columns, _ = log_probs.shape
+    U = columns - 1
     beta = np.full((T + 1, columns), -np.inf)  # one row more: beyond the last frame ...
     beta[T, U] = 0.0  # ... only the full transcript counts
     for t in reversed(range(T)):
@@ -110,7 +112,22 @@ def readable(log_probs, labels):
             if u < U:
                 ways.append(log_probs[t, u, labels[u]] + beta[t, u + 1])
             beta[t, u] = log_sum(ways)
+    return beta
 
+
+def readable(log_probs, labels):
+    """Loss and d loss / d log_probs by the forward and backward variables.  log_probs (T, U+1, V).
+
+    Both give the total: alpha[T-1, U] + blank[T-1, U] (eq. 17) and beta[0, 0].
+
+    The loss's derivative by the log-probability of one step is minus the probability that a path, given
+    the transcript, takes this step (eq. 20 in log space): everything before it, the step, everything after:
+        -exp( alpha[t, u] + blank[t, u] + beta[t+1, u] - total )
+    Only blanks and next labels occur in paths: all other entries of the gradient are zero.
+    """
+    T, columns, _ = log_probs.shape
+    U = columns - 1
+    alpha, beta = forward_variables(log_probs, labels), backward_variables(log_probs, labels)
     total = alpha[T - 1, U] + log_probs[T - 1, U, BLANK]
     gradient = np.zeros(log_probs.shape)
     for t in range(T):
@@ -122,9 +139,28 @@ def readable(log_probs, labels):
     return -total, gradient
 
 
-# ---------------------------------------------------------------------------------------------------
-# 3. The oracle: the joint network with every logit in memory
-# ---------------------------------------------------------------------------------------------------
+def best_path(log_probs, labels):
+    """The most probable single path, as `paths` yields them, and its log-probability: alpha with max for ln-sum."""
+    T, columns, _ = log_probs.shape
+    best = np.full((T, columns), -np.inf)
+    from_left = np.zeros((T, columns), dtype=bool)  # its last step was a label
+    best[0, 0] = 0.0
+    for t in range(T):
+        for u in range(columns):
+            blank = best[t - 1, u] + log_probs[t - 1, u, BLANK] if t > 0 else -np.inf
+            label = best[t, u - 1] + log_probs[t, u - 1, labels[u - 1]] if u > 0 else -np.inf
+            if t > 0 or u > 0:
+                best[t, u], from_left[t, u] = max(blank, label), label > blank
+    t, u = T - 1, columns - 1
+    path = [(t, u, False)]
+    while t > 0 or u > 0:
+        says_label = bool(from_left[t, u])
+        t, u = (t, u - 1) if says_label else (t - 1, u)
+        path.append((t, u, says_label))
+    return path[::-1], best[-1, -1] + log_probs[-1, -1, BLANK]
+
+
+# --- 3. The oracle: the joint network with every logit in memory ----------------------------------
 
 
 def log_softmax(logits):
@@ -159,9 +195,27 @@ def materialised_loss_and_gradients(enc, pred, table, bias, labels, lengths, lab
     return np.array(losses), (d_enc, d_pred, d_table, d_bias)
 
 
-# ---------------------------------------------------------------------------------------------------
-# 4. What training calls
-# ---------------------------------------------------------------------------------------------------
+# --- 4. What training calls ---------------------------------------------------------------------
+
+
+def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **options):
+    """The mean RNN-T loss of a batch as a Tensor, and each utterance's own loss (B,) as an array.
+
+    enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here
+    and now, while the logits are at hand, and only scaled by backward(); under no_grad() they are left out.
+    options: chunk_bytes and negligible of `walk_lattice`.  Raises LatticeError for input that is no lattice.
+    """
+    inputs = (enc, pred, table, bias)
+    student = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)
+    labels, lengths, label_lengths = check_lattice([("model", student)], labels, lengths, label_lengths)
+    losses, _, grads = walk_lattice(
+        student, labels, lengths, label_lengths, wants_gradients(inputs), 1 / len(lengths), **options
+    )
+    return record_scalar(losses.mean(), inputs, grads), losses
+
+
+def wants_gradients(inputs):
+    return is_recording() and any(tensor.requires_grad for tensor in inputs)
 
 
 def record_scalar(value, inputs, grads):
@@ -176,27 +230,7 @@ def record_scalar(value, inputs, grads):
     return record(np.asarray(value, dtype=inputs[0].data.dtype), inputs, backward)
 
 
-def wants_gradients(inputs):
-    return is_recording() and any(tensor.requires_grad for tensor in inputs)
-
-
-def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **options):
-    """The mean RNN-T loss of a batch as a Tensor, and each utterance's own loss (B,) as an array.
-
-    enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here
-    and now, while the logits are at hand, and only scaled by backward(); under no_grad() they are left out.
-    options: chunk_bytes and negligible of `walk_lattice`.
-    """
-    inputs = (enc, pred, table, bias)
-    student = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)
-    labels, lengths, label_lengths = check_lattice([("model", student)], labels, lengths, label_lengths)
-    losses, _, grads = walk_lattice(
-        student, labels, lengths, label_lengths, wants_gradients(inputs), 1 / len(lengths), **options
-    )
-    return record_scalar(losses.mean(), inputs, grads), losses
-
-
-if __name__ == "__main__":
+def demo():
     import time
 
     from .tensor import Tensor, no_grad
@@ -213,6 +247,9 @@ if __name__ == "__main__":
     for t in range(2):
         label_steps = [-gradient[t, u, u + 1] for u in range(2)]
         print("  ", np.round(-gradient[t, :, 0], 3), "          ", np.round(label_steps, 3))
+    path, score = best_path(log_probs, [1, 2])
+    says = " ".join(str([1, 2][u]) if says_label else "blank" for _, u, says_label in path)
+    print(f"the best path says {says}: ln P = {score:.3f}, of ln P(transcript) = {-loss:.3f}")
 
     rng = np.random.default_rng(0)
     T, U, V, J = np.full(8, 50), np.full(8, 29), 256, 128
@@ -232,3 +269,7 @@ if __name__ == "__main__":
         f"joint + loss of 12000 nodes, V = {V}, J = {J}: {1e3 * (time.perf_counter() - start):.0f} ms,"
         f" with gradients {1e3 * both:.0f} ms"
     )
+
+
+if __name__ == "__main__":
+    demo()

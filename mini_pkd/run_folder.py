@@ -15,10 +15,9 @@ import json
 import platform
 from pathlib import Path
 
-from . import UserError, checkpoint
-from .bpe import BPE
+from . import UserError, checkpoint, vocabulary_file
+from .bpe import BPE, word_counts
 from .command_line import MAY_CHANGE
-from .corpus import word_counts
 from .lock import only_process
 from .model_file import load_model
 from .prepared_corpus import TEST_SETS
@@ -174,11 +173,12 @@ class RunFolder:
         path = self.path / "vocabulary.json"
         known = path.exists()
         size = self.scale.settings.vocab_size
-        self.bpe = BPE.load(path) if known else BPE.train(word_counts(utterances), size, progress)
+        counts = word_counts(utterance.text for utterance in utterances)
+        self.bpe = vocabulary_file.load(path) if known else BPE.train(counts, size, progress)
         if not (self.path / "config.json").exists():
             self.write_config(self.config())
         if not known:
-            self.bpe.save(path)
+            vocabulary_file.save(path, self.bpe)
         return self.bpe
 
     def load(self, name):
@@ -199,7 +199,7 @@ class RunFolder:
         path = self.path / "vocabulary.json"
         if not path.exists():
             return
-        self.bpe = BPE.load(path)
+        self.bpe = vocabulary_file.load(path)
         needed = {model.name for model in models} | {model.teacher for model in models}
         for name in self.models:
             if name in needed and self.trained(name):

@@ -1,7 +1,7 @@
-"""Random numbers that are a function of what they are for, never of history.
+"""Random numbers that depend on their purpose, never on what was drawn before.
 
-What is random in a run is drawn from `generator(seed, model, what, when)`.  So a run that was killed and goes on draws
-the same numbers as one that was not, and an utterance is masked alike whichever batch it stands in.
+Everything random in a run comes from `generator(seed, model, purpose, time)`.  So a run that was killed and resumed
+draws the same numbers as one that was not, and an utterance gets the same masks in any batch.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 def generator(seed, *keys):
     """A random generator that is a function of (seed, keys) and of nothing else.
 
-    Integers and strings are keys. They are written down one after the other, with their type, and hashed:
+    Keys are integers and strings.  They are written down one after the other, with their type, and hashed:
     (1, 23) and (12, 3) differ, (1,) and (1, 0) differ (numpy's SeedSequence alone would confuse the
     latter two), and unlike Python's `hash` the result is the same in every process.
 

@@ -1,10 +1,10 @@
-"""How kernels are compiled; exp and tanh that LLVM can vectorise; dropout's random bits.
+"""What every kernel is made with: how it is compiled, exp and tanh that LLVM can vectorise, dropout's random bits.
 
-Inside a numba loop `np.exp` is a call into libm, one number at a time: 2.4 ns.  A polynomial in plain
-float32 arithmetic is turned into AVX code, eight numbers at a time: 0.27 ns.
-For float64 (gradient checks) the same names give numpy's functions, so one kernel serves both types.
+Inside a numba loop `np.exp` is a call into the C library, one number at a time.  A polynomial in plain float32
+arithmetic becomes vector instructions, eight numbers at a time.  For float64 (gradient checks) the same names give
+numpy's functions, so one kernel serves both types.
 
-Two habits keep a kernel in float32, and without them it silently runs in float64 at half the speed:
+Two habits keep a kernel in float32; without them it runs in float64, at half the speed, and nothing says so:
 constants are made with `x.dtype.type(1)`, and kernels are compiled with `error_model="numpy"`
 (Python's model tests every divisor for zero, which also stops vectorisation).
 
@@ -21,6 +21,8 @@ from numba.extending import overload, register_jitable
 
 from .threads import POOL
 
+# --- compiling ------------------------------------------------------------------------------------
+
 # Flags for kernels whose numbers are finite: sums may be reordered and multiply-adds contracted.  Not
 # "nnan"/"ninf": LLVM may then assume that no infinity occurs, which breaks log-space code.
 REORDER = {"reassoc", "contract", "nsz"}
@@ -29,9 +31,11 @@ REORDER = {"reassoc", "contract", "nsz"}
 def kernel(weight=1, fastmath=REORDER, readable=None):
     """Compile a function for `prange`, and run it on all threads if its largest array is worth it, else on one.
 
-    `weight`: what a number costs, compared with a pass over memory.  Each row must be written by one iteration, so
-    that the number of threads changes no bit.  Why not on some of the threads: see threads.py.
-    `readable`: the function that computes the same in plain loops or plain numpy, or the reason why there is none.
+    weight     what a number costs, compared with a pass over memory
+    readable   the function that computes the same in plain loops or plain numpy, or the reason why there is none
+
+    Each row must be written by one iteration, so that the number of threads changes no bit.  threads.py says why all
+    threads or one, and not some of them.
     """
 
     def compile(function):
@@ -49,13 +53,15 @@ def kernel(weight=1, fastmath=REORDER, readable=None):
     return compile
 
 
+# --- exp and tanh ---------------------------------------------------------------------------------
+
 # exp(x) = 2^k exp(r) with k = round(x / ln 2) and |r| <= ln 2 / 2, where eight Taylor terms are off by less
 # than 5e-9.  ln 2 is subtracted in two parts, the first with so few bits that k times it is exact.  2^k is
 # made by writing k + 127 into a float's exponent field.  A NaN must come out as a NaN (training relies on
 # seeing it), hence the direction of the comparisons.  1 / n! are float32, or numba would compute in float64.
-F = np.float32
-_LOG2E, _LN2_HIGH, _LN2_LOW = F(1 / np.log(2)), F(0.693359375), F(np.log(2) - 0.693359375)
-_C2, _C3, _C4, _C5, _C6, _C7 = F(1 / 2), F(1 / 6), F(1 / 24), F(1 / 120), F(1 / 720), F(1 / 5040)
+f32 = np.float32
+_LOG2E, _LN2_HIGH, _LN2_LOW = f32(1 / np.log(2)), f32(0.693359375), f32(np.log(2) - 0.693359375)
+_C2, _C3, _C4, _C5, _C6, _C7 = f32(1 / 2), f32(1 / 6), f32(1 / 24), f32(1 / 120), f32(1 / 720), f32(1 / 5040)
 _EXACT = {"fastmath": {"contract"}}  # reassociation would merge the two parts of ln 2 again
 
 
@@ -70,11 +76,11 @@ def _exp(x):
         return lambda x: np.exp(x)
 
     def exp32(x):
-        x = F(-87) if x < F(-87) else x
-        x = F(88) if x > F(88) else x
-        k = np.floor(x * _LOG2E + F(0.5))
+        x = f32(-87) if x < f32(-87) else x
+        x = f32(88) if x > f32(88) else x
+        k = np.floor(x * _LOG2E + f32(0.5))
         r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r + F(1)
+        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + f32(1)) * r + f32(1)
         power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
         return p * power.view(np.float32)
 
@@ -94,21 +100,21 @@ def _tanh(x):
     def tanh32(x):
         # tanh(x) = m / (m + 2) with m = exp(2x) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0
         x = x + x
-        x = F(-20) if x < F(-20) else x
-        x = F(20) if x > F(20) else x
-        k = np.floor(x * _LOG2E + F(0.5))
+        x = f32(-20) if x < f32(-20) else x
+        x = f32(20) if x > f32(20) else x
+        k = np.floor(x * _LOG2E + f32(0.5))
         r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + F(1)) * r
+        p = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + f32(1)) * r
         power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-        m = power * p + (power - F(1))
-        return m / (m + F(2))
+        m = power * p + (power - f32(1))
+        return m / (m + f32(2))
 
     return tanh32
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
 def row_max(row):
-    """The largest entry.  Eight running maxima, for one is a chain in which each step waits for the last."""
+    """The largest entry.  Eight running maxima, because one is a chain in which each step waits for the last."""
     V = row.shape[0]
     a = b = c = d = e = f = g = h = row[0]
     whole = V - V % 8
@@ -118,6 +124,12 @@ def row_max(row):
     for k in range(whole, V):
         a = max(a, row[k])
     return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
+
+
+# --- dropout's random bits ------------------------------------------------------------------------
+
+# A counter goes through an integer hash.  So an element's bits follow from the dropout's key, the row and the column,
+# and backward draws the mask of forward again instead of keeping it.
 
 
 @njit(cache=True, inline="never")
@@ -130,10 +142,7 @@ def row_key(key, n):
 
 @register_jitable(inline="never")
 def random_bits(start, d):
-    """32 well-mixed bits for column d of a row: a counter through an integer hash, so nothing is stored.
-
-    Dropout draws the same bits again in its backward pass instead of keeping a mask.
-    """
+    """32 well-mixed bits for column d of a row whose starting point is `start`."""
     x = np.uint32(start + np.uint32(d) * np.uint32(0x9E3779B1))
     x = np.uint32(x ^ (x >> np.uint32(16)))
     x = np.uint32(x * np.uint32(0x7FEB352D))
@@ -142,7 +151,19 @@ def random_bits(start, d):
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-if __name__ == "__main__":
+def random_bits_readable(key, N, D):
+    """The bits of N rows and D columns at once, in plain numpy: (N, D) uint32."""
+    n, d = np.arange(N, dtype=np.uint64), np.arange(D, dtype=np.uint32)
+    x = np.full(N, key, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + n * np.uint64(0xD1B54A32D192ED03)  # modulo 2^64
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    start = (x >> np.uint64(32)).astype(np.uint32)
+    x = start[:, None] + d * np.uint32(0x9E3779B1)  # (N, D), modulo 2^32
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def demo():
     import time
 
     @njit(error_model="numpy", fastmath=REORDER)
@@ -156,11 +177,17 @@ if __name__ == "__main__":
             out[i] = np.exp(x[i])
 
     x = np.linspace(-10, 10, 100_000).astype(np.float32)
-    for name, kernel in (("np.exp in a kernel", library), ("simd.exp", ours)):
+    for name, function in (("np.exp in a kernel", library), ("simd.exp", ours)):
         out = np.empty_like(x)
-        kernel(x, out)
+        function(x, out)
         start = time.perf_counter()
-        kernel(x, out)
+        function(x, out)
         nanoseconds = (time.perf_counter() - start) / len(x) * 1e9
         error = np.abs(out / np.exp(x.astype(np.float64)) - 1).max()
         print(f"{name:20s} {nanoseconds:5.2f} ns a number, relative error at most {error:.1e}")
+    dropped = (random_bits_readable(1, 1000, 1000) < 0.1 * 2**32).mean()
+    print(f"a tenth of the random bits should be below a tenth of 2^32: {dropped:.3f}")
+
+
+if __name__ == "__main__":
+    demo()

@@ -1,8 +1,10 @@
-"""SpecAugment (Park et al., 2019): hide random stretches of the input so that the model learns to do without.
+"""Augmentation: SpecAugment (Park et al., 2019) hides random stretches of the input.
+
+A model that cannot count on any single stretch learns to use all of them.
 
 For one utterance of T rows and F features, with the policy's numbers:
 
-    time warp:          a point moves in time by up to max_warp_fraction * T, one side is said faster, one slower
+    time warp:          a random row moves by up to max_warp_fraction * T, so that one side becomes faster, one slower
     time_masks times:   width w ~ uniform{0 .. min(max_time, floor(max_time_fraction * T))}
                         start t ~ uniform{0 .. T - w}       rows t .. t+w-1 become 0
     freq_masks times:   width w ~ uniform{0 .. min(max_freq, F)}
@@ -28,8 +30,8 @@ from .seeds import generator
 
 @dataclass(frozen=True)
 class SpecAugmentPolicy:
-    """How much is hidden. The defaults hide up to 2 x 40 rows (0.4 s each, and at most a fifth of the
-    utterance each) and up to 2 x 8 of 40 cepstra. All zeros switches it off."""
+    """How much is hidden: by default up to 2 x 40 rows (0.4 s each, and at most a fifth of the utterance each)
+    and up to 2 x 8 of 40 cepstra.  All zeros switches it off."""
 
     time_masks: int = 2
     max_time: int = 40
@@ -45,16 +47,16 @@ class SpecAugmentPolicy:
                     f"SpecAugment's {name} must be a whole number >= 0, not {getattr(self, name)!r}: "
                     f"0 switches that mask off."
                 )
-        for name, example in (
-            ("max_time_fraction", "0.2 hides at most a fifth of an utterance at once"),
-            ("max_warp_fraction", "0.1 moves a point by at most a tenth of the utterance"),
-        ):
+        for name in ("max_time_fraction", "max_warp_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: {example}.")
+                raise UserError(
+                    f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: "
+                    f"give a fraction of the utterance's length."
+                )
 
 
 def time_warp(rows, rng, max_fraction):
-    """Say one side faster and the other slower: a random row moves by up to `max_fraction` of the utterance.
+    """Make one side faster and the other slower: a random row moves by up to `max_fraction` of the utterance.
 
     rows (T, F) -> (T, F), linear interpolation between rows; the ends stay, both sides keep at least half their
     length.
@@ -66,6 +68,26 @@ def time_warp(rows, rng, max_fraction):
     left = np.minimum(source.astype(np.int64), T - 2)
     weight = (source - left).astype(rows.dtype)[:, None]
     return rows[left] * (1 - weight) + rows[left + 1] * weight
+
+
+def mask_time(rows, rng, policy):
+    """Hide stretches of rows (T, F), in place."""
+    T = len(rows)
+    widest = min(policy.max_time, int(policy.max_time_fraction * T))
+    for _ in range(policy.time_masks):
+        width = int(rng.integers(0, widest + 1))
+        t = int(rng.integers(0, T - width + 1))
+        rows[t : t + width] = 0
+
+
+def mask_frequency(rows, rng, policy):
+    """Hide bands of columns of rows (T, F), in place."""
+    F = rows.shape[1]
+    widest = min(policy.max_freq, F)
+    for _ in range(policy.freq_masks):
+        width = int(rng.integers(0, widest + 1))
+        f = int(rng.integers(0, F - width + 1))
+        rows[:, f : f + width] = 0
 
 
 def spec_augment(features, lengths, rngs, policy):
@@ -80,7 +102,6 @@ def spec_augment(features, lengths, rngs, policy):
             f"{len(lengths)} utterances: these must agree"
         )
     masked = np.array(features)  # (sum T, F)
-    F = masked.shape[1]
     start = 0
     for T, rng in zip(lengths.tolist(), rngs, strict=True):
         if isinstance(rng, (int, np.integer)):
@@ -89,21 +110,13 @@ def spec_augment(features, lengths, rngs, policy):
         start += T
         if policy.max_warp_fraction and T > 2:
             rows[:] = time_warp(rows, rng, policy.max_warp_fraction)
-        widest = min(policy.max_time, int(policy.max_time_fraction * T))
-        for _ in range(policy.time_masks):
-            width = int(rng.integers(0, widest + 1))
-            t = int(rng.integers(0, T - width + 1))
-            rows[t : t + width] = 0
-        widest = min(policy.max_freq, F)
-        for _ in range(policy.freq_masks):
-            width = int(rng.integers(0, widest + 1))
-            f = int(rng.integers(0, F - width + 1))
-            rows[:, f : f + width] = 0
+        mask_time(rows, rng, policy)
+        mask_frequency(rows, rng, policy)
     return masked  # (sum T, F)
 
 
-def main():
-    """Two utterances of ones, 24 and 40 rows of 12: what is masked is a dot."""
+def demo():
+    """Two utterances of ones, 24 and 40 rows of 12; masked values are shown as dots."""
     policy = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.3, freq_masks=1, max_freq=4)
     lengths = [24, 40]
     rngs = [generator(0, "demo", name) for name in ("one", "two")]
@@ -114,4 +127,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    demo()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag, which training and the microphone's loop read between two steps."""
+"""Ctrl-C and SIGTERM as a flag, which training and live transcription read between two steps."""
 
 import signal
 
@@ -16,7 +16,7 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._raise_flag)
-            except ValueError:  # not in the main thread, a notebook's worker say: leave signals alone
+            except ValueError:  # only the main thread may do this, and a notebook may run us in another: go on without
                 pass
         return self
 

@@ -1,20 +1,23 @@
-"""The tape: a Tensor remembers how it was made, and `backward()` walks that memory in reverse.
+"""The tape: a Tensor remembers how it was made, and `backward()` goes through that memory in reverse.
 
-There is no arithmetic here.  An operation (see ops.py) computes its value with numpy or numba and
-calls `record(value, parents, backward)`, where `backward(cotangent)` returns one gradient per parent.
-Reverse-mode differentiation is then bookkeeping: visit the nodes from the newest to the oldest, hand
-each its accumulated cotangent, add what it returns to its parents.  A node is always newer than its
-parents, so sorting by creation number *is* a topological order, and no recursion is needed: a chain of
-a million operations works as well as a chain of three.
+    z = (x @ w) * y        the values are computed at once; each result remembers its parents
+    z.backward(ones)       now w.grad holds, for each number in w, how much the sum of z changes with it
+
+An operation computes its value with numpy or numba and calls `record(value, parents, backward)`, where
+`backward(cotangent)` returns one gradient per parent.  The cotangent of a result is the gradient of the final number
+with respect to it, summed over all that used it.  The operators +, -, * and @ are here; ops.py has the rest.
+
+Reverse-mode differentiation is then bookkeeping: visit the results from the newest to the oldest, hand each its
+cotangent, and add what its `backward` returns to its parents.  A result is always newer than its parents, so sorting by
+creation number *is* a topological order, and no recursion is needed: a chain of a million operations works, too.
 
 Two rules keep this right:
 
 - Nobody writes into an array that the tape still needs: an operation's inputs and outputs are
   read-only from the moment they are recorded.
-- A gradient array that was handed in belongs to whoever made it (it may be shared by two parents, as in
-  `add`), so the tape never adds into it in place; it makes its own sum on the second contribution.
-  Parameters are the exception: `grad` of a leaf may be preset to a buffer (optimizer.py lays all of them
-  end to end), and gradients are then added into that buffer.
+- The tape never adds into a gradient array that an operation returned, because two parents may share it, as in x + y;
+  it makes its own sum on the second contribution.  A leaf's `grad` may be preset to a buffer, and gradients are then
+  added into that buffer (optimizer.py lays those of all parameters end to end).
 
 Left out on purpose: second derivatives, views, in-place operations, devices.
 """
@@ -26,15 +29,10 @@ import threading
 import numpy as np
 
 _serial = itertools.count()
+_consumed = object()  # stands where backward() has dropped a closure
 
 
-class _Recording(threading.local):
-    """Each thread's own switch, at first on: with one for all, two no_grad() that overlap could leave it off."""
-
-    on = True
-
-
-_recording = _Recording()
+# --- a value that remembers how it was made -------------------------------------------------------
 
 
 class Tensor:
@@ -46,15 +44,13 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "requires_grad", "_parents", "_backward", "_adds", "_serial")
+    __array_ufunc__ = None  # array * tensor: numpy leaves it to the tensor
 
     def __init__(self, data, requires_grad=False):
         self.data = np.asarray(data)
-        self.grad = None
-        self.requires_grad = requires_grad
-        self._parents = ()
-        self._backward = None
-        self._adds = False
-        self._serial = next(_serial)
+        self.grad, self.requires_grad = None, requires_grad
+        self._parents, self._backward, self._adds = (), None, False
+        self._serial = next(_serial)  # grows: results are newer than their parents
 
     @property
     def shape(self):
@@ -63,11 +59,43 @@ class Tensor:
     def __repr__(self):
         return f"Tensor{self.data.shape}, {self.data.dtype}{', requires_grad' if self.requires_grad else ''}"
 
+    # Each operator: the value, and what its cotangent g means for the two inputs.  Either may be broadcast, as a bias
+    # is, and `other` may be a number or an array, which is a constant.
+
+    def __add__(self, other):
+        other = self._constant(other)
+        return record(self.data + other.data, [self, other], lambda g: (_sum_to(g, self), _sum_to(g, other)))
+
+    def __mul__(self, other):
+        other = self._constant(other)
+
+        def backward(g):
+            return _sum_to(g * other.data, self), _sum_to(g * self.data, other)
+
+        return record(self.data * other.data, [self, other], backward)
+
+    def __matmul__(self, other):
+        """The product of two matrices, (N, I) @ (I, O)."""
+        other = self._constant(other)
+        return record(self.data @ other.data, [self, other], lambda g: (g @ other.data.T, self.data.T @ g))
+
+    def __neg__(self):
+        return self * -1
+
+    def __sub__(self, other):
+        return self + -other
+
+    __radd__, __rmul__ = __add__, __mul__  # 2 * x
+
+    def _constant(self, other):
+        """A number or an array becomes a Tensor of this one's type: float32 stays float32."""
+        return other if isinstance(other, Tensor) else Tensor(np.asarray(other, self.data.dtype))
+
     def backward(self, cotangent=None):
         """Add d(self . cotangent)/d(leaf) to `grad` of every leaf below; a scalar needs no cotangent.
 
         The tape is consumed: closures, and with them the saved activations, are dropped as soon as they
-        have been used, so memory falls while the walk proceeds, and a second call would find nothing.
+        have been used, so memory falls on the way, and a second call would find nothing.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -85,8 +113,7 @@ class Tensor:
         if self._backward is None:
             _add_to_leaf(self, cotangent)
             return
-        nodes = _recorded(self)
-        nodes.sort(key=lambda node: node._serial)
+        nodes = sorted(_recorded(self), key=lambda node: node._serial)
         cotangents = {id(self): cotangent}
         ours = set()  # cotangents that we summed ourselves, so may add to in place
         while nodes:
@@ -99,7 +126,7 @@ class Tensor:
             if cotangent is None:
                 continue
             ours.discard(id(node))
-            if node._adds:
+            if node._adds:  # an optimisation (see `record`); skip it at first reading
                 gradients = backward(cotangent, cotangents.pop(id(parents[0]), None))
             else:
                 gradients = backward(cotangent)
@@ -120,8 +147,16 @@ class Tensor:
             del backward, parents, cotangent, gradients  # the saved activations die here
 
 
+def _sum_to(gradient, parent):
+    """Undo numpy's broadcasting: a number that was used several times collects the gradients of all its uses."""
+    if gradient.shape != parent.shape:
+        gradient = gradient.sum(axis=tuple(range(gradient.ndim - parent.data.ndim)))  # axes that were put in front
+        gradient = gradient.sum(axis=tuple(i for i, size in enumerate(parent.shape) if size == 1), keepdims=True)
+    return gradient
+
+
 def _recorded(root):
-    """Every operation's result that backward() has to pass through, `root` included, leaves not."""
+    """All results of operations that backward() has to pass through: `root` too, but no leaves."""
     seen, found, stack = {id(root)}, [], [root]
     while stack:
         node = stack.pop()
@@ -142,15 +177,12 @@ def _add_to_leaf(leaf, cotangent):
         leaf.grad += cotangent
 
 
-def _consumed(cotangent):
-    raise AssertionError("never called: a marker for nodes whose closure backward() has dropped")
-
-
 def record(value, parents, backward, adds=False):
     """Put `value` on the tape.  `backward(cotangent)` returns one array (or None) per parent.
 
-    adds: an operation that can add while it writes anyway.  It is called as `backward(cotangent, pending)`, where
-    `pending` is what the first parent has received so far (or None), and returns the sum in a new array.
+    `adds` is an optimisation; skip it at first reading.  An operation that writes its first parent's gradient anyway
+    can add to it what this parent has received so far, which saves a pass over memory: it is called as
+    `backward(cotangent, pending)`, with `pending` None if nothing has come, and returns the sum in a new array.
     """
     out = Tensor(value)
     if _recording.on and any(parent.requires_grad for parent in parents):
@@ -158,6 +190,18 @@ def record(value, parents, backward, adds=False):
         out._parents = tuple(parents)
         out._backward, out._adds = backward, adds
     return out
+
+
+# --- when nothing is to be remembered -------------------------------------------------------------
+
+
+class _Recording(threading.local):
+    """Each thread's own switch, at first on: with one for all, two no_grad() that overlap could leave it off."""
+
+    on = True
+
+
+_recording = _Recording()
 
 
 def is_recording():
@@ -175,9 +219,16 @@ def no_grad():
         _recording.on = before
 
 
+def demo():
+    x, w, y = (Tensor(np.array(a, float), requires_grad=True) for a in ([[1, 2]], [[1, 0], [3, -1]], [[2, 5]]))
+    print(f"x = {x.data.tolist()}, w = {w.data.tolist()}, y = {y.data.tolist()}; x @ w = {(x @ w).data.tolist()}")
+    z = (x @ w) * y
+    z.backward(np.ones(z.shape))
+    print(f"(x @ w) * y = {z.data.tolist()}, and the gradients of the sum of these two numbers:")
+    print(f"d/dy = x @ w = {y.grad.tolist()}")
+    print(f"d/dx = y @ w^T = {x.grad.tolist()}   (2 * 1 + 5 * 0, 2 * 3 + 5 * -1)")
+    print(f"d/dw = x^T @ y = {w.grad.tolist()}")
+
+
 if __name__ == "__main__":
-    x = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
-    square = record(x.data**2, [x], lambda g: (g * 2 * x.data,))
-    total = record(square.data.sum(), [square], lambda g: (np.full(3, g),))
-    total.backward()
-    print(f"f(x) = sum of squares of {x.data} = {total.data}; df/dx = 2x = {x.grad}")
+    demo()

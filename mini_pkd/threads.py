@@ -1,23 +1,21 @@
-"""One pool of threads: matrix products run on the threads that run the kernels, and step back with them.
+"""One pool of threads for matrix products and kernels; while the cores are crowded, it works with one thread.
 
-OpenBLAS and numba each bring a pool.  A training step changes between them some hundred times, and each change
-wakes sleeping threads, 40 to 60 us, as long as the work itself takes in a small model.  Threads that spin instead
-of sleeping are there at once, but two pools that spin take the cores from each other.  With one pool there is nobody
-to take them from: its threads may spin for a while, and 50 us become 3.
+OpenBLAS and numba each bring a pool of threads.  A training step changes between the two some hundred times, and each
+change wakes sleeping threads, which takes as long as the work itself in a small model.  Threads that spin instead of
+sleeping are there at once, but two pools that spin take the cores from each other.  One pool may spin for a while.
 
 So OpenBLAS is told to use one thread, and `matmul` below cuts a product into as many parts as the pool has threads:
-a kernel whose iterations call OpenBLAS, a part each.  What a part is follows from the shapes and the size of the
-pool alone, so whoever computes it, all threads or one after another, the result is the same to the last bit.
+a kernel whose iterations call OpenBLAS for one part each.  The parts follow from the shapes and the size of the pool
+alone, so the result is the same to the last bit whether all threads compute them or one computes them in turn.
 
-All this is for cores that are ours.  Where another process takes one, the thread that shares it comes late and all
-wait for it, hundreds of times a step: 2 to 4 times slower than on one thread, measured with one such process on two
-cores.  So once a second we look whether a thread of ours had to wait for a core, and step back while one does:
-kernels and parts then run on one thread.
+All this assumes that the cores are ours.  When another process takes one, the thread that shares it comes late and all
+others wait for it, hundreds of times a step, which is slower than one thread alone.  So once a second the pool measures
+how long its threads had to wait for a core, and while they do, kernels and parts run on one thread.
 
-Why not OpenBLAS's own parts, which it would hand over by a callback: a part waits there for what another one packs,
-spinning, so that one thread cannot compute them all.  And OpenBLAS on one thread rounds otherwise than on two.
+OpenBLAS would also hand its own parts over by a callback.  But there a part spins until another has packed what it
+needs, so one thread could not compute them all; and OpenBLAS on one thread rounds differently from two.
 
-Done where it was tried: Linux, OpenBLAS, numba on OpenMP.  Elsewhere each keeps its pool.
+One pool is made on Linux with OpenBLAS and numba on OpenMP, where this was tried.  Elsewhere each keeps its own.
 """
 
 import contextlib
@@ -33,25 +31,25 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-# Numbers for each thread of a team: a pass over fewer is done sooner by one than by all, who have to meet first, or
-# even to wake up.
+# Numbers for each thread: one thread is done sooner with fewer than all are, because they have to meet first
+# (GRAIN), or even to wake up (GRAIN_ASLEEP, without a pool of ours).
 GRAIN, GRAIN_ASLEEP = 2**12, 2**17
 WHOLE = 2**20  # multiply-adds; a smaller product is not cut
 UNROLL = 16  # rows or columns of a part: a multiple of what OpenBLAS's kernels take at once
-SPINS = "10000"  # of libgomp, about 0.2 ms here: longer than Python needs between two kernels
+SPINS = "10000"  # turns that a thread of libgomp spins: longer than Python needs between two kernels
 LOOK = 1.0  # seconds between looks at how crowded the cores are
-CROWDED = 0.2  # seconds a thread waited for each second of work; measured: 0.01 alone, 0.3 and more when crowded
-SPIKE = 2  # looks in a row that it takes to step back: one alone may be chance
-LONGEST = 32  # looks in a row that it takes to return, at most
+CROWDED = 0.2  # seconds that a thread waits for each second of work: far more than alone, less than beside another
+SPIKE = 2  # crowded looks in a row before it steps back: one alone may be chance
+LONGEST = 32  # looks in a row before it returns, at most
 
 
-# --- how many cores are ours ----------------------------------------------------------------------------
+# --- how many cores are ours ----------------------------------------------------------------------
 
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def control_groups(controller):
-    """Folders where the limits of this process stand, on Linux: those of its control group and of all around it."""
+    """Folders that hold the limits of this process on Linux: its control group's, and those of all groups around it."""
     folders = []
     with contextlib.suppress(OSError):
         for line in OWN_GROUPS.read_text().splitlines():
@@ -64,7 +62,7 @@ def control_groups(controller):
 
 
 def usable_cores():
-    """Cores that this process may use: os.cpu_count() less what taskset, a batch system or a container withholds."""
+    """Cores that this process may use: os.cpu_count(), or what taskset, a batch system or a container leaves."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in control_groups("cpu"):
         for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
@@ -75,7 +73,7 @@ def usable_cores():
     return cores
 
 
-# --- products in parts --------------------------------------------------------------------------------
+# --- products in parts ----------------------------------------------------------------------------
 
 
 @intrinsic
@@ -102,9 +100,25 @@ def _gemm(typing, gemm, flip_a, flip_b, m, n, k, one, a, lda, b, ldb, c, ldc):
 ROWS, PLAIN, FLIPPED = 101, 111, 112  # CblasRowMajor, CblasNoTrans, CblasTrans
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _multiply(gemm, one, m, n, k, a, b, c, down, across):
-    """a, b, c: (address, flag, leading dimension, bytes from a row to the next, from a column to the next)."""
+@njit(inline="always")
+def _layout(matrix):
+    """(flag, leading dimension) as BLAS wants them; flag 0: numbers side by side neither in rows nor in columns."""
+    (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
+    if across == item and down >= columns * item:
+        return np.int32(PLAIN), down // item
+    if down == item and across >= rows * item:
+        return np.int32(FLIPPED), across // item
+    return np.int32(0), 0
+
+
+def _multiply(gemm, one, a, b, c, down, across):
+    """c = a b in down x across parts; False if BLAS cannot take the matrices as they lie.  Compiled by Pool."""
+    (flag_a, lda), (flag_b, ldb), (flag_c, ldc) = _layout(a), _layout(b), _layout(c)
+    if flag_a == 0 or flag_b == 0 or flag_c != PLAIN:
+        return False
+    (m, k), n = a.shape, b.shape[1]
+    start_a, start_b, start_c = a.ctypes.data, b.ctypes.data, c.ctypes.data
+    step_a, step_b, step_c, item = a.strides[0], b.strides[1], c.strides[0], c.itemsize
     tall = -(-m // (down * UNROLL)) * UNROLL
     wide = -(-n // (across * UNROLL)) * UNROLL
     for i in prange(down * across):  # as many iterations as threads: one each
@@ -112,47 +126,42 @@ def _multiply(gemm, one, m, n, k, a, b, c, down, across):
         rows, columns = min(tall, m - row), min(wide, n - column)
         if rows > 0 and columns > 0:
             _gemm(
-                gemm, np.int32(a[1]), np.int32(b[1]), rows, columns, k, one,
-                a[0] + row * a[3], a[2], b[0] + column * b[4], b[2], c[0] + row * c[3] + column * c[4], c[2],
+                gemm, flag_a, flag_b, rows, columns, k, one, start_a + row * step_a, lda,
+                start_b + column * step_b, ldb, start_c + row * step_c + column * item, ldc,
             )  # fmt: skip
+    return True
 
 
-def _described(matrix):
-    """How _multiply wants a matrix; None: its numbers do not lie side by side, in rows or in columns."""
-    (rows, columns), (down, across), item = matrix.shape, matrix.strides, matrix.itemsize
-    address = matrix.__array_interface__["data"][0]
-    if across == item and down >= columns * item:
-        return address, PLAIN, down // item, down, across
-    if down == item and across >= rows * item:
-        return address, FLIPPED, across // item, down, across
-    return None
+def _signature(number):
+    """Matrices of any layout, so that there is one version for each type of number and not one for each layout."""
+    seen, written = types.Array(number, 2, "A", readonly=True), types.Array(number, 2, "A")
+    return types.boolean(types.intp, number, seen, seen, written, types.intp, types.intp)
 
 
 def matmul(a, b, out=None):
-    """np.matmul(a, b, out=out) on the pool's threads, the same to the last bit on all of them or on one.
+    """np.matmul(a, b, out=out) on the pool's threads: the same to the last bit on all of them and on one.
 
-    For matrices of float32 or float64.  With one pool, numpy's own `a @ b` runs on one thread.
+    For matrices of float32 or float64.  Code on the path of training calls this, because numpy's own `a @ b` runs on
+    one thread once OpenBLAS has been told to.
     """
     m, k, n = a.shape[0], a.shape[1], b.shape[1]
     gemm = POOL.gemm.get(a.dtype.char)
     if gemm is None or m * n * k < WHOLE or b.dtype != a.dtype or b.shape[0] != k:
         return np.matmul(a, b, out=out)
     out = np.empty((m, n), a.dtype) if out is None else out
-    left, right, result = _described(a), _described(b), _described(out)
-    if left is None or right is None or result is None or result[1] != PLAIN or out.dtype != a.dtype:
-        return np.matmul(a, b, out=out)
     # every part packs its rows of a and its columns of b: as square as can be
     _, down, across = min((m / down + n / across, down, across) for down, across in POOL.grids)
     numba.set_num_threads(POOL.team(m * n * k))
-    _multiply(gemm, a.dtype.type(1), m, n, k, left, right, result, down, across)
-    return out
+    if out.dtype == a.dtype and POOL.multiply(gemm, a.dtype.type(1), a, b, out, down, across):
+        return out
+    return np.matmul(a, b, out=out)
 
 
 class OpenBLAS:
     """The functions of the OpenBLAS that numpy is linked to; LookupError where it has another BLAS."""
 
     def __init__(self):
-        # a handle of numpy's own extension finds the symbols of the libraries that it needs, too
+        # a handle of numpy's own extension also finds the symbols of the libraries that it is linked to
         extension = next(module for name, module in sys.modules.items() if name.endswith("._multiarray_umath"))
         self.library = ctypes.CDLL(extension.__file__)
         for form in ("scipy_openblas_%s64_", "scipy_openblas_%s", "openblas_%s64_", "openblas_%s"):
@@ -170,12 +179,12 @@ class OpenBLAS:
         return self.call("get_num_threads", returns=ctypes.c_int)
 
     def address(self, name):
-        """Of the function cblas_<name>."""
+        """The address of the function cblas_<name>."""
         function = getattr(self.library, self.form.replace("openblas_", "cblas_") % name)
         return ctypes.cast(function, ctypes.c_void_p).value
 
 
-# --- are the cores ours? --------------------------------------------------------------------------------
+# --- are the cores ours? --------------------------------------------------------------------------
 
 
 class Crowding:
@@ -195,27 +204,28 @@ class Crowding:
         return found
 
     def look(self):
-        """What the thread that waited longest since the last look waited, for each second that the busiest ran.
+        """Since the last look: the longest that a thread waited, for each second that the busiest thread ran.
 
-        Not the mean: all wait for one that is late.  Not each one's own ratio: a thread that hardly ran proves nothing.
+        Not the mean, because all wait for one that is late; nor each thread's own ratio, because one that hardly ran
+        proves nothing.
         """
         before = self.before
-        with contextlib.suppress(OSError):  # too many open files, say: no reason to stop
+        with contextlib.suppress(OSError):  # too many open files, for example: no reason to stop
             self.before = self.read()
         ran, waited = np.max([now - before.get(thread, 0) for thread, now in self.before.items()], axis=0)
         return waited / ran if ran > 0 else 0.0
 
 
-# --- the pool -------------------------------------------------------------------------------------------
+# --- the pool -------------------------------------------------------------------------------------
 
 
 class Pool:
     """The threads that kernels run on.
 
     blas      the OpenBLAS whose products run on them, or None
-    gemm      addresses of its products, by the character of their type; without blas empty
-    grids     (rows, columns) of parts of a product, as many as threads: all there are
-    shared    whether all of them work now: the cores are ours
+    gemm      addresses of its products, by the character of their type; empty without blas
+    grids     every (rows, columns) of parts that a product can be cut into, one part for each thread
+    shared    whether all threads work now, because the cores are ours
     """
 
     def __init__(self):
@@ -223,9 +233,9 @@ class Pool:
         if not os.environ.get("NUMBA_NUM_THREADS"):  # numba looks at the affinity, but not at a container's quota
             self.size = min(self.size, usable_cores())
         self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
-        self.against, self.patience = 0, SPIKE  # looks in a row against the present state; that it takes to return
+        self.against, self.patience = 0, SPIKE  # looks in a row against the present state; how many it takes to return
         if sys.platform == "linux" and self.size > 1:
-            with contextlib.suppress(Exception):  # whatever is different on this machine: two pools work, too
+            with contextlib.suppress(Exception):  # something is different on this machine: two pools work, too
                 self._share()
 
     def _share(self):
@@ -237,8 +247,10 @@ class Pool:
         gemm = {"f": blas.address("sgemm"), "d": blas.address("dgemm")}
         self.crowding = Crowding()
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when numba loads libgomp: below, at its first launch
-        nothing = (0, PLAIN, 1, 4, 4)
-        _multiply(0, np.float32(1), 0, 0, 0, nothing, nothing, nothing, 1, 1)
+        forms = [_signature(types.float32), _signature(types.float64)]
+        self.multiply = njit(forms, cache=True, parallel=True, nogil=True)(_multiply)
+        nothing = np.empty((0, 0), np.float32)
+        self.multiply(0, np.float32(1), nothing, nothing, nothing, 1, 1)
         if numba.threading_layer() != "omp":
             return
         self.grids = [(down, self.size // down) for down in range(1, self.size + 1) if self.size % down == 0]
@@ -251,9 +263,9 @@ class Pool:
         self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
 
     def look(self):
-        """Step back when it has been crowded twice in a row; return when it has not been for longer each time.
+        """Step back when it has been crowded twice in a row; return when it has not been, each time after longer.
 
-        One thread may not notice the process that two would fight with: it would be back, and wrong, again and again.
+        One thread may not notice a process that all threads would fight with, and would return too early every time.
         """
         crowded = self.crowding.look() >= CROWDED
         self.against = self.against + 1 if crowded == self.shared else 0
@@ -265,8 +277,8 @@ class Pool:
     def team(self, numbers):
         """How many threads to use for a pass over so many numbers: all, or one.
 
-        Not some: libgomp ends the threads that a smaller team leaves over, and starts them again for the next large
-        one (8, then 2 of 8 threads: 140 us a change, against 67 and 43).
+        Never some of them, because libgomp ends the threads that a smaller team does not need and has to start them
+        again for the next larger one.
         """
         now = time.monotonic()
         if now >= self.next_look:
@@ -281,7 +293,8 @@ class Pool:
 POOL = Pool()
 
 
-if __name__ == "__main__":
+def demo():
+    """Times with and without the pool; afterwards this process has none."""
 
     def microseconds(function):
         seconds = []
@@ -313,3 +326,7 @@ if __name__ == "__main__":
         print(f"one thread:  {microseconds(layer):.0f} us")
         POOL._leave()
     print(f"two pools:   {microseconds(layer):.0f} us")
+
+
+if __name__ == "__main__":
+    demo()

@@ -9,7 +9,6 @@ million parameters are paid for once.  The nodes are never laid out in memory: t
 and prediction rows to the joint's width J, and rnnt_loss.py and lattice_kl.py walk the lattice from there.
 """
 
-import reprlib
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from .conformer import Conformer, ConformerConfig
 from .layers import NO_DROPOUT, Linear, Module, parameter
 from .predictor import Predictor
+from .ragged import BLANK
 from .tensor import Tensor, no_grad
 from .threads import matmul
 
@@ -29,24 +29,12 @@ class TransducerConfig:
     symbols: int = 10026  # V, the blank included
     joint_width: int = 1024  # J: width of joint, embedding and tied output table
     lstm_layers: int = 2
-    lstm_width: int = 1024
+    lstm_width: int = 1024  # L
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of dataclasses.asdict, for checkpoints; anything else is a ValueError or a UserError."""
-        _check_sizes(values, asdict(cls()))
+        """The inverse of dataclasses.asdict; it trusts its input, so model_file.py checks what a file says first."""
         return cls(**values | {"encoder": ConformerConfig(**values["encoder"])})
-
-
-def _check_sizes(values, known):
-    """The keys of `known`, and whole numbers that an array can have as its size."""
-    if not isinstance(values, dict) or values.keys() != known.keys():
-        raise ValueError(f"its sizes are not {', '.join(known)}")
-    for key, value in values.items():
-        if isinstance(known[key], dict):
-            _check_sizes(value, known[key])
-        elif type(value) is not int or not (key != "pools") <= value < 2**31:
-            raise ValueError(f"its {key} is {reprlib.repr(value)}")
 
 
 def count_parameters(config):
@@ -56,15 +44,16 @@ def count_parameters(config):
     >>> count_parameters(TransducerConfig(encoder))  # the paper's 128 M
     127732010
     """
-    e, V, J, H = config.encoder, config.symbols, config.joint_width, config.lstm_width
-    D, F = e.width, e.expansion * e.width
+    V, J, L = config.symbols, config.joint_width, config.lstm_width
+    e = config.encoder
+    F, D, W, K, hidden = e.features, e.width, e.window, e.kernel, e.expansion * e.width
     norms = 6 * 2 * D
-    feed_forward = 2 * (D * F + F + F * D + D)
-    attention = D * 3 * D + 3 * D + e.window * D + D * D + D
-    convolution = D * 2 * D + 2 * D + e.kernel * D + D + D * D + D
-    encoder = e.features * D + D + e.blocks * (norms + feed_forward + attention + convolution)
-    lstm = 4 * H * (J + H + 1) + (config.lstm_layers - 1) * 4 * H * (H + H + 1)
-    joint = D * J + J + H * J + J + V
+    feed_forward = 2 * (D * hidden + hidden + hidden * D + D)
+    attention = D * 3 * D + 3 * D + W * D + D * D + D
+    convolution = D * 2 * D + 2 * D + K * D + D + D * D + D
+    encoder = F * D + D + e.blocks * (norms + feed_forward + attention + convolution)
+    lstm = 4 * L * (J + L + 1) + (config.lstm_layers - 1) * 4 * L * (L + L + 1)
+    joint = D * J + J + L * J + J + V
     return encoder + V * J + lstm + joint
 
 
@@ -74,12 +63,11 @@ class Transducer(Module):
     def __init__(self, config, rng, dtype=np.float32):
         self.config = config
         self.encoder = Conformer(config.encoder, rng, dtype)
-        self.predictor = Predictor(
-            config.symbols, config.joint_width, config.lstm_layers, config.lstm_width, rng, dtype
-        )
-        self.encoder_to_joint = Linear(config.encoder.width, config.joint_width, rng, dtype)
-        self.predictor_to_joint = Linear(config.lstm_width, config.joint_width, rng, dtype)
-        self.output_bias = parameter(np.zeros(config.symbols, dtype))
+        V, J, L = config.symbols, config.joint_width, config.lstm_width
+        self.predictor = Predictor(V, J, config.lstm_layers, L, rng, dtype)
+        self.encoder_to_joint = Linear(config.encoder.width, J, rng, dtype)
+        self.predictor_to_joint = Linear(L, J, rng, dtype)
+        self.output_bias = parameter(np.zeros(V, dtype))
 
     @property
     def table(self):
@@ -97,7 +85,7 @@ class Transducer(Module):
         summands = self.encoder_to_joint(encoded), self.predictor_to_joint(predicted)
         return (*summands, self.table, self.output_bias), lengths
 
-    # --- for decoding: plain arrays, nothing recorded ---------------------------------------------------
+    # --- for decoding: plain arrays, nothing recorded ---------------------------------------------
 
     def encode(self, features, lengths):
         """features (sum T, F), lengths (B,) -> the joint's encoder summand (sum T', J), T' (B,)."""
@@ -105,39 +93,47 @@ class Transducer(Module):
             encoded, lengths = self.encoder(Tensor(features), lengths)
             return self.encoder_to_joint(encoded).data, lengths
 
-    def predictor_start(self, K):
-        """The prediction network after the start symbol, for K hypotheses: (pred (K, J), state)."""
-        return self.predictor_step(np.zeros(K, dtype=np.int64), self.predictor.zero_state(K))
+    def predictor_start(self, N):
+        """The prediction network after the start symbol, for N hypotheses: (pred (N, J), state)."""
+        return self.predictor_step(np.full(N, BLANK, dtype=np.int64), self.predictor.zero_state(N))
 
     def predictor_step(self, symbols, state):
-        """Feed one symbol to each hypothesis: (K,), state -> (pred (K, J), state)."""
+        """Feed one symbol to each hypothesis: (N,), state -> (pred (N, J), state)."""
         rows, state = self.predictor.step(symbols, state)
         with no_grad():
             return self.predictor_to_joint(Tensor(rows)).data, state
 
     def joint_logits(self, enc_rows, pred_rows):
-        """(K, J), (K, J) -> logits (K, V)."""
+        """A row of the encoder and one of the predictor for each node: (N, J), (N, J) -> logits (N, V)."""
         return matmul(np.tanh(enc_rows + pred_rows), self.table.data.T) + self.output_bias.data
 
-    # --- for checkpoints --------------------------------------------------------------------------------
+    # --- about the model --------------------------------------------------------------------------
 
     def config_dict(self):
         """The configuration as plain JSON values."""
         return asdict(self.config)
 
+    def parameters_by_part(self):
+        """{"encoder": how many numbers training changes there, "predictor": ..., ...}"""
+        sizes = {}
+        for name, p in self.named_parameters().items():
+            part = name.split(".")[0]
+            sizes[part] = sizes.get(part, 0) + p.data.size
+        return sizes
 
-if __name__ == "__main__":
+
+def demo():
     encoder = ConformerConfig(blocks=3, width=32, heads=4, window=16, kernel=8, expansion=2)
     config = TransducerConfig(encoder, symbols=30, joint_width=24, lstm_layers=1, lstm_width=20)
     model = Transducer(config, np.random.default_rng(0))
-    sizes = {}
-    for name, p in model.named_parameters().items():
-        part = name.split(".")[0]
-        sizes[part] = sizes.get(part, 0) + p.data.size
-    for part, size in sizes.items():
+    for part, size in model.parameters_by_part().items():
         print(f"{part:20s} {size:7d} parameters")
-    print(f"{'in all':20s} {model.num_parameters():7d}, the table {model.table.shape} counted once")
-    enc, lengths = model.encode(np.zeros((50, 40), np.float32), [50])
-    pred, state = model.predictor_start(1)
-    logits = model.joint_logits(enc[:1], pred)
-    print(f"50 feature rows -> {lengths[0]} rows for the joint; logits at node (0, 0): {logits.shape}")
+    print(f"{'in all':20s} {model.num_parameters():7d}")
+    print("the predictor's are 30 x 24 for the table, once, and 4 x 20 x (24 + 20 + 1) for the LSTM")
+    enc, lengths = model.encode(np.zeros((50, encoder.features), np.float32), [50])
+    print(f"50 feature rows -> {lengths[0]} rows for the joint (one per {encoder.reduction}, rounded up)")
+    print(f"logits at node (0, 0): {model.joint_logits(enc[:1], model.predictor_start(1)[0]).shape}")
+
+
+if __name__ == "__main__":
+    demo()

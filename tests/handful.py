@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mini_pkd.bpe import BPE
-from mini_pkd.corpus import read_part, word_counts
+from mini_pkd.bpe import BPE, word_counts
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
 from mini_pkd.prepared_corpus import Part
 from mini_pkd.scales import TINY, Size
@@ -28,7 +28,7 @@ def handful(tmp_path_factory):
     store = FeatureStore.build(tmp_path_factory.mktemp("store"), utterances[:40:7])
     store.normaliser = normaliser = estimate_normaliser([store])
     assert len(set(store.lengths.tolist())) > 3
-    bpe = BPE.train(word_counts(utterances), 48)
+    bpe = BPE.train(word_counts(u.text for u in utterances), 48)
     part, problems = Part.encode(store, bpe)
     assert not problems
     return part, bpe, normaliser

@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 
 from mini_pkd import attention
-from mini_pkd.attention import causal_attention_readable
+from mini_pkd.attention import (
+    attend_backward_readable,
+    attend_readable,
+    attention_weights,
+    causal_attention_readable,
+    pairs_at,
+)
+from mini_pkd.attention_kernel import TILE, attend, attend_backward
 from mini_pkd.gradcheck import gradcheck
 from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor, record
-
-TILE = attention.TILE  # queries that the kernel takes at a time: its edges must not show
 
 
 def random_inputs(seed, rows, heads, head_width, window, dtype=np.float64):
@@ -53,6 +58,84 @@ def test_kernel_equals_the_definition(seed):
     assert single.dtype == np.float32 and np.abs(single - expected).max() < 1e-5  # scores of size 10, rounded
 
 
+def layouts(seed):
+    """Random sizes, and who of the batch lies where: utterances of no rows, of one, contexts longer than the window."""
+    rng = np.random.default_rng(seed)
+    heads, C, W = int(rng.integers(1, 4)), int(rng.integers(1, 10)), int(rng.integers(1, 20))
+    lengths, context = rng.integers(0, 25, 4), rng.integers(0, 25, 4) * (seed % 2)
+    lengths[seed % 4] = seed % 3
+    layout = (row_starts(lengths), row_starts(lengths + context), lengths, context, heads)
+    qkv, positions = random_inputs(seed, int((lengths + context).sum()), heads, C, W)
+    return np.ascontiguousarray(qkv.T), positions, layout, int(lengths.sum())
+
+
+def one_by_one(qkv, positions, out_starts, first_rows, lengths, context, heads):
+    """(own columns of the results, own columns of qkv, own channels, (q, k, v, r)) of each utterance and head."""
+    D = positions.shape[1]
+    for b, h in np.ndindex(len(lengths), heads):
+        rows = slice(first_rows[b], first_rows[b] + context[b] + lengths[b])
+        c = slice(h * D // heads, (h + 1) * D // heads)
+        q, k, v = qkv[:D][c, rows][:, context[b] :], qkv[D : 2 * D][c, rows], qkv[2 * D :][c, rows]
+        yield h, slice(out_starts[b], out_starts[b] + lengths[b]), rows, c, (q, k, v, positions[:, c])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kernels_equal_the_loops_over_distances(seed):
+    """Forward and backward, every number that they write."""
+    qkv, positions, layout, N = layouts(seed)
+    (W, D), heads = positions.shape, layout[-1]
+    g = np.random.default_rng(seed).standard_normal((D, N))
+    # NaN first, because all of it must be written.
+    p, out, dqkv = (np.full(shape, np.nan) for shape in ((heads, W, N), (D, N), qkv.shape))
+    attend(qkv, positions, *layout, p, out)
+    ds = p.copy()
+    attend_backward(g, qkv, positions, *layout, ds, dqkv)
+    worst = 0.0
+    for h, mine, rows, c, inputs in one_by_one(qkv, positions, *layout):
+        own_p, own_out = attend_readable(*inputs)
+        dq, dk, dv, own_ds = attend_backward_readable(g[c, mine], *inputs, own_p)
+        past = np.zeros((len(dq), dk.shape[1] - dq.shape[1]))  # context has no query
+        pairs = [(p[h, :, mine], own_p), (out[c, mine], own_out), (ds[h, :, mine], own_ds)]
+        pairs += zip(
+            (dqkv[i * D : (i + 1) * D][c, rows] for i in range(3)), (np.hstack([past, dq]), dk, dv), strict=True
+        )
+        worst = max(worst, *(np.abs(fast - readable).max(initial=0) for fast, readable in pairs))
+    assert worst < 1e-12  # gradients of size 100 in float64
+    assert np.isfinite(dqkv).all() and np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_loops_over_distances_equal_the_definition(seed):
+    qkv, positions, layout, N = layouts(2 * seed)  # without context, of which the definition knows nothing
+    out = np.full((positions.shape[1], N), np.nan)
+    for _, mine, _, c, inputs in one_by_one(qkv, positions, *layout):
+        p, out[c, mine] = attend_readable(*inputs)
+        assert np.abs(p.sum(axis=0) - 1).max(initial=0) < 1e-14
+    expected = causal_attention_readable(qkv.T, positions, layout[2], layout[-1])
+    assert np.abs(out.T - expected).max(initial=0) < 1e-13
+
+
+def test_pairs_at_a_distance():
+    for i, past, T in [(0, 0, 3), (2, 0, 3), (5, 0, 3), (5, 1, 3), (3, 4, 0), (9, 7, 4)]:
+        queries, rows = pairs_at(i, past, T)
+        expected = [(t, past + t - i) for t in range(T) if past + t - i >= 0]
+        assert list(zip(range(T)[queries], range(past + T)[rows], strict=True)) == expected
+
+
+@pytest.mark.parametrize("T, window", [(7, 3), (3, 7), (1, 1)])
+def test_weights_for_a_picture(T, window):
+    """Lower triangular, as wide as the window, rows that sum to one, and they make the output out of the values."""
+    qkv, positions = random_inputs(0, T, 2, 3, window)
+    weights = attention_weights(np.ascontiguousarray(qkv.T), positions, 2)
+    n, m = np.indices((T, T))
+    seen = (m <= n) & (n - m < window)
+    assert weights.shape == (2, T, T) and ((weights > 0) == seen).all()
+    np.testing.assert_allclose(weights.sum(axis=2), 1, rtol=1e-14)
+    out = np.hstack([w @ v for w, v in zip(weights, np.split(qkv[:, 12:], 2, axis=1), strict=True)])
+    np.testing.assert_allclose(out, value(qkv, positions, [T], 2), atol=1e-13)
+
+
+# TILE queries are taken at a time by the kernel: its edges must not show.
 @pytest.mark.parametrize("window", [1, 2, 31, TILE, TILE + 1, 2 * TILE + 50])
 @pytest.mark.parametrize("T", [TILE - 1, TILE, TILE + 1, 2 * TILE + 44])
 def test_utterances_longer_than_a_tile(window, T):

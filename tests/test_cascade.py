@@ -8,9 +8,10 @@ import pytest
 from chirps import MODELS, SETTINGS, refusal, results_of, snapshot, unfinished_state, untrain, weights, words_of
 
 from mini_pkd import cascade, checkpoint, wer
-from mini_pkd.corpus import read_part
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.model_file import load_model
 from mini_pkd.scales import TINY, count_parameters
+from mini_pkd.transcript_file import read_transcript
 
 # --- a whole run ----------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ def test_results_hold_what_the_tables_need(finished, data):
         assert np.isfinite(m["best_dev_loss"]) and m["best_dev_wer"] >= 0
         for part in results["test_sets"]:
             references = {u.id: u.text for u in read_part(data / part)[0]}
-            hypotheses = wer.read_transcript(finished / name / f"{part}.txt")
+            hypotheses = read_transcript(finished / name / f"{part}.txt")
             score = wer.score(references, hypotheses)
             assert m["wer"][part] == score.wer and m["ser"][part] == score.ser
             low, high = m["wer_ci95"][part]
@@ -138,7 +139,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
     assert {m["name"]: m["beam"] for m in results["models"]} == dict.fromkeys(MODELS, 1)
     for m in results["models"]:
         references = {u.id: u.text for u in read_part(data / "test-other")[0]}
-        decoded = wer.read_transcript(copy / m["name"] / "test-other.txt")
+        decoded = read_transcript(copy / m["name"] / "test-other.txt")
         assert m["wer"]["test-other"] == wer.score(references, decoded).wer
     assert set(beams) == {1}
     assert cascade.main(words_of(data, copy)) == 0  # back to beam=2

@@ -200,9 +200,9 @@ def test_missing_foreign_and_newer_files(tmp_path):
         (tmp_path / name).write_bytes(data)
         assert "is not a mini_pkd checkpoint" in refused(tmp_path / name)
     np.savez(tmp_path / "other.npz", w=np.zeros(3))
-    assert "no mini_pkd checkpoint" in refused(tmp_path / "other.npz")
+    assert "not a mini_pkd checkpoint" in refused(tmp_path / "other.npz")
     np.savez(tmp_path / "other.npz", meta=np.frombuffer(b'{"format": "else"}', np.uint8))
-    assert "no mini_pkd checkpoint" in refused(tmp_path / "other.npz")
+    assert "not a mini_pkd checkpoint" in refused(tmp_path / "other.npz")
     header = b'{"format": "mini_pkd checkpoint", "version": 99, "names": [], "meta": {}}'
     np.savez(tmp_path / "newer.npz", meta=np.frombuffer(header, np.uint8))
     assert "version 99" in refused(tmp_path / "newer.npz")

@@ -1,5 +1,6 @@
 """command.py: every command ends with a status and at most one sentence, wherever its output goes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from mini_pkd import UserError, cascade, corpus, download, report, transcribe, wer
-from mini_pkd.command import Parser, command
+from mini_pkd.command import Parser, command, disk_errors
 
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in (cascade, corpus, download, report, wer)}
 COMMANDS["transcribe"] = transcribe
@@ -124,3 +125,11 @@ def test_full_stdout_and_full_stderr():
 def test_names_that_the_terminal_cannot_show():
     """A file name that is not UTF-8, a text that is not ASCII: shown with escapes."""
     assert run("print('\\udcff \u00e9 \u2581')", "", PYTHONIOENCODING="ascii") == (0, "")
+
+
+def test_a_reader_of_the_output_that_has_left_is_no_fault_of_a_folder():
+    """command.py knows what to do; a full disk still is one."""
+    with pytest.raises(BrokenPipeError), disk_errors("runs"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(UserError, match="disk of runs is full"), disk_errors("runs"):
+        raise OSError(errno.ENOSPC, "No space left on device")

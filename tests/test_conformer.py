@@ -98,8 +98,8 @@ def test_it_is_the_conformer_written_in_numpy(lengths):
 def test_one_row_per_eight_rounded_up():
     encoder, lengths = make(), np.array([*range(1, 26)])
     rows, out = encode(encoder, features(0, lengths.sum()), lengths)
-    assert (out == -(-lengths // 8)).all() and rows.shape == (out.sum(), 8)
-    assert (encoder.output_lengths(lengths) == out).all() and CONFIG.reduction == 8
+    assert (out == -(-lengths // CONFIG.reduction)).all() and rows.shape == (out.sum(), 8)
+    assert CONFIG.reduction == 8
 
 
 def test_fewer_pools():
@@ -107,7 +107,7 @@ def test_fewer_pools():
         config = ConformerConfig(features=5, blocks=2, width=8, heads=2, window=6, kernel=4, expansion=2, pools=pools)
         encoder = make(config=config)
         rows, out = encode(encoder, features(0, 9), [9])
-        assert len(rows) == out[0] == encoder.output_lengths([9])[0] == (9, 5)[pools] == -(-9 // config.reduction)
+        assert len(rows) == out[0] == (9, 5)[pools] == -(-9 // config.reduction)
 
 
 @pytest.mark.parametrize("wrong, word", [({"width": 10, "heads": 4}, "multiple"), ({"blocks": 2}, "reductions")])
@@ -132,7 +132,7 @@ def test_any_cutting_gives_the_rows_of_the_whole(seed, dtype):
         for size in sizes:
             pieces.append(stream.push(x[fed : fed + size]))
             fed += size
-            assert sum(map(len, pieces)) == fed // 8  # a row leaves with its eighth feature row, not later
+            assert sum(map(len, pieces)) == fed // CONFIG.reduction  # a row leaves as soon as it can
         pieces.append(stream.finish())
         streamed = np.concatenate(pieces)
         assert fed == T and len(streamed) == rows and streamed.dtype == dtype
@@ -173,11 +173,31 @@ def test_window_and_kernel_of_one_need_no_memory():
     assert np.abs(streamed - encode(encoder, x, [33])[0]).max() < 1e-12
 
 
+# --- looking inside -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_attention_weights_of_a_block(i):
+    """The block's own attention module gets the same output out of them."""
+    encoder, x = make(), features(0, 41)
+    weights = encoder.attention_weights(x, i)
+    block, T = encoder.blocks[i], [41, 21, 11, 6][i]
+    assert weights.shape == (2, T, T) and np.abs(weights.sum(axis=2) - 1).max() < 1e-14
+    with no_grad():
+        rows, lengths = encoder(Tensor(x), [41], blocks=i)
+        rows = block.feed_forward_1(rows, NO_DROPOUT)
+        expected = block.attention(rows, lengths, NO_DROPOUT).data
+        v = block.attention.queries_keys_values(rows).data[16:].reshape(2, 4, T)  # (H, C, T)
+    mixed = (weights @ v.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(T, 8)
+    out = block.attention.out
+    assert np.abs(rows.data + mixed @ out.weight.data + out.bias.data - expected).max() < 1e-13
+
+
 # --- causality ------------------------------------------------------------------------------------------------
 
 
 def test_changing_a_feature_row_changes_nothing_before_it():
-    """Bit for bit: row n of the features first shows in output row n // 8, in its own utterance only."""
+    """Bit for bit: row n of the features first shows in output row n // reduction, in its own utterance only."""
     encoder, lengths = make(), [40, 21, 3]
     x = features(0, 64)
     before, out_lengths = encode(encoder, x, lengths)
@@ -186,7 +206,7 @@ def test_changing_a_feature_row_changes_nothing_before_it():
         changed[row_starts(lengths)[utterance] + t] += 3
         rows = np.flatnonzero((encode(encoder, changed, lengths)[0] != before).any(axis=1))
         first = row_starts(out_lengths)[utterance]
-        assert rows[0] == first + t // 8 and rows[-1] < first + out_lengths[utterance]
+        assert rows[0] == first + t // CONFIG.reduction and rows[-1] < first + out_lengths[utterance]
 
 
 def test_the_past_beyond_all_windows_is_forgotten():
@@ -198,7 +218,7 @@ def test_the_past_beyond_all_windows_is_forgotten():
     changed[0] += 3
     rows = np.flatnonzero((encode(encoder, changed, [160])[0] != before).any(axis=1))
     # attention and convolution look back one row each: 2 rows at rate 1, 2, 4: 2 + 4 + 8 rows, then pooled by 8
-    assert rows[0] == 0 and rows[-1] <= (2 + 4 + 8) // 8
+    assert rows[0] == 0 and rows[-1] <= (2 + 4 + 8) // config.reduction
 
 
 # --- ragged batches -------------------------------------------------------------------------------------------
@@ -220,7 +240,8 @@ def test_a_batch_equals_its_utterances_one_by_one(lengths):
 
     whole, x_gradient, gradients = run(x, lengths)
     cotangent = np.random.default_rng(4).standard_normal(whole.shape)
-    out_starts, out_lengths = row_starts(encoder.output_lengths(lengths)), encoder.output_lengths(lengths)
+    out_lengths = [-(-T // CONFIG.reduction) for T in lengths]
+    out_starts = row_starts(out_lengths)
     sums = {name: np.zeros_like(g) for name, g in gradients.items()}
     for b, (start, T) in enumerate(zip(row_starts(lengths), lengths, strict=True)):
         out = slice(out_starts[b], out_starts[b] + out_lengths[b])
@@ -283,7 +304,7 @@ def test_rows_masked_to_zero_do_not_blow_up_a_new_network():
 def test_every_parameter_gets_a_gradient():
     encoder = make()
     out, _ = encoder(Tensor(features(0, 60)), [60])
-    ops.total(ops.multiply(out, out)).backward()
+    ops.total(out * out).backward()
     for name, p in encoder.named_parameters().items():
         # The window reaches further back than the rows that are left after pooling: those positions are unused.
         assert p.grad is not None and np.isfinite(p.grad).all() and p.grad.any(), name

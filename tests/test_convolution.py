@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from mini_pkd.convolution import depthwise_convolution, depthwise_convolution_readable, max_pool, pooled_lengths
+from mini_pkd.convolution import (
+    depthwise_convolution,
+    depthwise_convolution_backward_readable,
+    depthwise_convolution_readable,
+    max_pool,
+    max_pool_backward_readable,
+    max_pool_readable,
+    pooled_lengths,
+)
 from mini_pkd.gradcheck import gradcheck
 from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor
@@ -39,6 +47,21 @@ def test_kernel_equals_the_definition(seed):
     assert np.abs(convolve(*inputs, lengths) - expected).max() < 1e-13
     single = convolve(*[a.astype(np.float32) for a in inputs], lengths)
     assert single.dtype == np.float32 and np.abs(single - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gradient_kernels_equal_the_definition(seed):
+    """Every remainder of the number of taps by 4; utterances shorter than the taps, of one row, of none."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 20, 5)
+    lengths[seed % 5] = 1
+    x, kernel, bias = random_inputs(seed, int(lengths.sum()), 1 + seed % 10, 5)
+    tensors = [Tensor(a, requires_grad=True) for a in (x, kernel, bias)]
+    out = depthwise_convolution(*tensors, lengths)
+    g = rng.standard_normal(out.shape)
+    out.backward(g)
+    for tensor, expected in zip(tensors, depthwise_convolution_backward_readable(g, x, kernel, lengths), strict=True):
+        assert np.abs(tensor.grad - expected).max() < 1e-12  # sums of 100 numbers of size 1 in float64
 
 
 def test_it_is_numpys_convolution():
@@ -126,25 +149,29 @@ def test_pooling_by_hand():
     """Pairs start at each utterance's beginning; the last row of an odd utterance has no partner."""
     x = np.array([[1, 9], [2, 8], [3, 7], [4, 0], [0, 5], [6, 6]], dtype=float)
     np.testing.assert_array_equal(max_pool(Tensor(x), [3, 1, 2]).data, [[2, 9], [3, 7], [4, 0], [6, 6]])
-    np.testing.assert_array_equal(pooled_lengths([3, 1, 2, 0]), [2, 1, 1, 0])
-
-
-def pool_readable(x, lengths):
-    rows = []
-    for start, T in zip(row_starts(lengths), lengths, strict=True):
-        rows += [x[start + t : start + min(t + 2, T)].max(axis=0) for t in range(0, T, 2)]
-    return np.stack(rows)
+    np.testing.assert_array_equal(pooled_lengths([4, 3, 1, 2, 0]), [2, 2, 1, 1, 0])
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_pooling_equals_the_definition_and_has_its_gradient(seed):
+    """Bit for bit, because nothing is computed: ties, odd lengths, one row, none."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 9, rng.integers(1, 6))
-    x = rng.standard_normal((int(lengths.sum()), 3))
-    y = max_pool(Tensor(x), lengths).data
-    np.testing.assert_array_equal(y, pool_readable(x, lengths))
-    assert len(y) == pooled_lengths(lengths).sum()
-    assert gradcheck(lambda x: max_pool(x, lengths), [x], seed=seed) < 1e-7
+    lengths = rng.integers(0, 9, rng.integers(1, 6))
+    lengths[0] = 1 + seed % 4
+    x = (
+        rng.integers(-2, 3, (int(lengths.sum()), 3)).astype(float)
+        if seed % 2
+        else rng.standard_normal((lengths.sum(), 3))
+    )
+    tensor = Tensor(x, requires_grad=True)
+    y = max_pool(tensor, lengths)
+    g = rng.standard_normal(y.shape)
+    y.backward(g)
+    np.testing.assert_array_equal(y.data, max_pool_readable(x, lengths))
+    np.testing.assert_array_equal(tensor.grad, max_pool_backward_readable(g, x, lengths))
+    assert len(y.data) == pooled_lengths(lengths).sum()
+    if seed % 2 == 0:  # a tie has no derivative
+        assert gradcheck(lambda x: max_pool(x, lengths), [x], seed=seed) < 1e-7
 
 
 def test_ties_give_the_whole_gradient_to_one_row():

@@ -14,12 +14,14 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from test_corpus import make_part, tone
+from test_corpus_folder import make_part, tone
 
-from mini_pkd import UserError, feature_store
-from mini_pkd.corpus import Utterance, collate, read_part
+from mini_pkd import UserError, feature_store, feature_store_files, feature_workers
+from mini_pkd.audio_file import read_audio
+from mini_pkd.corpus import collate
+from mini_pkd.corpus_folder import Utterance, read_part
 from mini_pkd.feature_store import FeatureStore, estimate_normaliser
-from mini_pkd.features import Normaliser, mfcc, read_audio
+from mini_pkd.features import Normaliser, mfcc
 from mini_pkd.lock import Lock
 
 
@@ -66,7 +68,7 @@ def test_a_finished_store_is_opened_and_a_changed_corpus_noticed(tmp_path, monke
     utterances, _ = read_part(make_part(tmp_path / "train"))
     FeatureStore.build(tmp_path / "store", utterances)
     with monkeypatch.context() as patch:
-        patch.setattr(feature_store, "_extract", lambda paths: pytest.fail("computed again"))
+        patch.setattr(feature_workers, "_extract", lambda paths: pytest.fail("computed again"))
         patch.setattr(feature_store, "Lock", lambda *_: pytest.fail("wants to write"))
         assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
     fewer, old = utterances[:-1], FeatureStore(tmp_path / "store")
@@ -77,7 +79,7 @@ def test_a_finished_store_is_opened_and_a_changed_corpus_noticed(tmp_path, monke
     other = [Utterance(u.id, u.speaker, u.audio, u.text + " MORE") for u in fewer]
     assert_store_is_right(FeatureStore.build(tmp_path / "store", other), other)
     monkeypatch.setattr(feature_store, "RECIPE", "another recipe")
-    monkeypatch.setattr(feature_store, "mfcc", lambda waveform: mfcc(waveform) + 1)
+    monkeypatch.setattr(feature_workers, "mfcc", lambda waveform: mfcc(waveform) + 1)
     store = FeatureStore.build(tmp_path / "store", other)
     assert np.array_equal(store[0], mfcc(read_audio(other[0].audio)) + 1)
 
@@ -203,7 +205,7 @@ def mutate(value, rng):
 
 def sealed(content):
     """With a checksum that is right: damage that only the look at its shape can find."""
-    return feature_store._seal(content) if isinstance(content, dict) else json.dumps(content) + "\n"
+    return feature_store_files.seal(content) if isinstance(content, dict) else json.dumps(content) + "\n"
 
 
 @pytest.mark.parametrize("seal", [False, True])
@@ -355,7 +357,7 @@ def test_a_build_interrupted_twice_continues_to_the_same_bytes(tmp_path, monkeyp
     monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)  # one journal entry per utterance
     place = tmp_path / "store"
     journal, rows = place / "journal.jsonl", place / "rows.bin"
-    real = feature_store._extract
+    real = feature_workers._extract
 
     def build_until(path):
         """Build, but die when this path is asked for; how many utterances were computed."""
@@ -367,7 +369,7 @@ def test_a_build_interrupted_twice_continues_to_the_same_bytes(tmp_path, monkeyp
             computed.extend(paths)
             return real(paths)
 
-        monkeypatch.setattr(feature_store, "_extract", extract)
+        monkeypatch.setattr(feature_workers, "_extract", extract)
         if path is None:
             FeatureStore.build(place, utterances)
         else:
@@ -399,17 +401,17 @@ def test_rows_beyond_the_last_journal_entry_are_done_again(tmp_path, monkeypatch
     utterances, _ = read_part(make_part(tmp_path / "train"))
     FeatureStore.build(tmp_path / "whole", utterances)
     monkeypatch.setattr(feature_store, "COMMIT_BYTES", int(rng.integers(5000, 20000)))
-    real, stop = feature_store._extract, str(utterances[int(rng.integers(6, 12))].audio)
+    real, stop = feature_workers._extract, str(utterances[int(rng.integers(6, 12))].audio)
 
     def extract(paths):
         if paths == [stop]:
             raise Stop
         return real(paths)
 
-    monkeypatch.setattr(feature_store, "_extract", extract)
+    monkeypatch.setattr(feature_workers, "_extract", extract)
     with pytest.raises(Stop):
         FeatureStore.build(tmp_path / "store", utterances)
-    monkeypatch.setattr(feature_store, "_extract", real)
+    monkeypatch.setattr(feature_workers, "_extract", real)
     FeatureStore.build(tmp_path / "store", utterances)
     for name in ("rows.bin", "index.json"):
         assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -431,7 +433,7 @@ def test_a_kill_before_a_rename_loses_nothing(tmp_path, monkeypatch, rename):
         patch.setattr(os, "replace", replace)
         with contextlib.suppress(Stop):
             FeatureStore.build(tmp_path / "store", utterances)
-    monkeypatch.setattr(feature_store, "_extract", lambda paths: pytest.fail("computed again"))
+    monkeypatch.setattr(feature_workers, "_extract", lambda paths: pytest.fail("computed again"))
     assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances), utterances)
     assert not (tmp_path / "store" / "journal.jsonl").exists()
 
@@ -440,7 +442,7 @@ def test_a_second_process_waits_with_a_bar_and_opens_what_the_first_has_built(tm
     utterances, _ = read_part(make_part(tmp_path / "train"))
     place, found = tmp_path / "store", []
     monkeypatch.setattr(feature_store, "COMMIT_SECONDS", 0)
-    real, first = feature_store._extract, threading.current_thread()
+    real, first = feature_workers._extract, threading.current_thread()
     waiting = threading.Thread(
         target=lambda: found.append(FeatureStore.build(place, utterances, label="features of train"))
     )
@@ -461,7 +463,7 @@ def test_a_second_process_waits_with_a_bar_and_opens_what_the_first_has_built(tm
             seen += capsys.readouterr().err
         assert "features of train, by another process" in seen and count in seen and found == []
 
-    monkeypatch.setattr(feature_store, "_extract", extract)
+    monkeypatch.setattr(feature_workers, "_extract", extract)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else the bar moves every ten seconds
     FeatureStore.build(place, utterances)
     waiting.join(30)
@@ -479,7 +481,7 @@ def test_waiting_for_a_process_that_dies_continues_its_build(tmp_path):
         waiting.start()
         script = f"""if True:
             import signal
-            from mini_pkd.corpus import read_part
+            from mini_pkd.corpus_folder import read_part
             from mini_pkd.feature_store import FeatureStore
             signal.signal(signal.SIGINT, signal.default_int_handler)
             print("here", flush=True)
@@ -499,7 +501,7 @@ def test_waiting_for_a_process_that_dies_continues_its_build(tmp_path):
 def test_an_interrupted_build_of_another_corpus_is_not_continued(tmp_path, monkeypatch):
     utterances, _ = read_part(make_part(tmp_path / "train"))
     monkeypatch.setattr(feature_store, "COMMIT_BYTES", 1)
-    real, calls = feature_store._extract, []
+    real, calls = feature_workers._extract, []
 
     def extract_and_stop(paths):
         calls.append(paths)
@@ -507,7 +509,7 @@ def test_an_interrupted_build_of_another_corpus_is_not_continued(tmp_path, monke
             raise Stop
         return real(paths)
 
-    monkeypatch.setattr(feature_store, "_extract", extract_and_stop)
+    monkeypatch.setattr(feature_workers, "_extract", extract_and_stop)
     with pytest.raises(Stop):
         FeatureStore.build(tmp_path / "store", utterances)
     backwards = utterances[::-1]
@@ -518,8 +520,8 @@ def test_processes_give_the_same_bytes(tmp_path, monkeypatch):
     utterances, _ = read_part(make_part(tmp_path / "train", speakers=3, utterances=9))
     utterances[5].audio.write_bytes(b"")
     FeatureStore.build(tmp_path / "one", utterances, workers=1)
-    monkeypatch.setattr(feature_store, "SMALL_PART", 0)
-    monkeypatch.setattr(feature_store, "CHUNK", 4)
+    monkeypatch.setattr(feature_workers, "SMALL_PART", 0)
+    monkeypatch.setattr(feature_workers, "CHUNK", 4)
     before = dict(os.environ)
     FeatureStore.build(tmp_path / "two", utterances, workers=2)
     assert dict(os.environ) == before
@@ -531,11 +533,11 @@ def test_broken_workers_are_replaced_by_this_process(tmp_path, monkeypatch):
     utterances, _ = read_part(make_part(tmp_path / "train"))
 
     def breaks(paths, workers):
-        yield from feature_store._extract(paths[:5])
-        raise feature_store.BrokenProcessPool("killed")
+        yield from feature_workers._extract(paths[:5])
+        raise feature_workers.BrokenProcessPool("killed")
 
-    monkeypatch.setattr(feature_store, "SMALL_PART", 0)
-    monkeypatch.setattr(feature_store, "_extract_in_processes", breaks)
+    monkeypatch.setattr(feature_workers, "SMALL_PART", 0)
+    monkeypatch.setattr(feature_workers, "_extract_in_processes", breaks)
     assert_store_is_right(FeatureStore.build(tmp_path / "store", utterances, workers=2), utterances)
 
 
@@ -550,9 +552,8 @@ def test_a_killed_build_leaves_no_workers_and_continues(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import sys
-        from mini_pkd import feature_store
-        from mini_pkd.corpus import read_part
-        feature_store.SMALL_PART, feature_store.CHUNK, feature_store.COMMIT_BYTES = 0, 1, 1
+        from mini_pkd import feature_store, feature_workers
+        feature_workers.SMALL_PART, feature_workers.CHUNK, feature_store.COMMIT_BYTES = 0, 1, 1
         if __name__ == "__main__":
             feature_store.FeatureStore.build(sys.argv[2], feature_store.read_part(sys.argv[1])[0], workers=2)
         """)

@@ -154,8 +154,7 @@ def test_collapsed_and_full_agree_exactly_where_nothing_is_merged(temperature):
             for enc, pred, table, bias in (student, teacher)
         )
         difference = sum(
-            node_kl(s, t) - node_kl(s, t, None, "collapsed")
-            for s, t in zip(last_student, last_teacher, strict=True)
+            node_kl(s, t) - node_kl(s, t, None, "collapsed") for s, t in zip(last_student, last_teacher, strict=True)
         )
         assert full[2][0] - collapsed[2][0] == pytest.approx(difference, abs=1e-12)
         assert difference > 0

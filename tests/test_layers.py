@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mini_pkd import ops
+from mini_pkd import fused
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys, Embedding, LayerNorm, Linear, Module, parameter
 from mini_pkd.tensor import Tensor
 
@@ -86,12 +86,12 @@ def test_layers_call_their_operations():
     rng = np.random.default_rng(0)
     x = Tensor(rng.standard_normal((5, 6)))
     linear, table = Linear(6, 3, rng, np.float64), Embedding(7, 2, rng, np.float64)
-    np.testing.assert_array_equal(linear(x).data, ops.linear(x, linear.weight, linear.bias).data)
+    np.testing.assert_array_equal(linear(x).data, fused.linear(x, linear.weight, linear.bias).data)
     np.testing.assert_array_equal(table(np.array([6, 0])).data, table.table.data[[6, 0]])
     for swish in (False, True):
         norm = LayerNorm(6, swish=swish, dtype=np.float64)
         norm.gain.data[:] = rng.standard_normal(6)
-        expected = ops.layer_norm(x, norm.gain, norm.bias, swish=swish).data
+        expected = fused.layer_norm(x, norm.gain, norm.bias, swish=swish).data
         np.testing.assert_array_equal(norm(x).data, expected)
 
 

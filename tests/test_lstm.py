@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from mini_pkd.gradcheck import gradcheck
-from mini_pkd.lstm import lstm, lstm_readable, lstm_step
+from mini_pkd.lstm import lstm, lstm_readable, lstm_step, lstm_step_backward_readable
 from mini_pkd.ragged import row_starts
 from mini_pkd.tensor import Tensor
 
 
-def random_inputs(seed, rows, inputs, H, dtype=np.float64):
+def random_inputs(seed, rows, inputs, L, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    shapes = ((rows, inputs), (inputs, 4 * H), (H, 4 * H), (4 * H,))
+    shapes = ((rows, inputs), (inputs, 4 * L), (L, 4 * L), (4 * L,))
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
@@ -39,14 +39,49 @@ def test_kernel_equals_the_definition(seed):
     """Lengths in any order, equal ones, ones, zeros."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 8, rng.integers(1, 7))
-    I, H = int(rng.integers(1, 7)), int(rng.integers(1, 9))
-    inputs = random_inputs(seed, int(lengths.sum()), I, H)
+    I, L = int(rng.integers(1, 7)), int(rng.integers(1, 9))
+    inputs = random_inputs(seed, int(lengths.sum()), I, L)
     expected = lstm_readable(*inputs, lengths)
     got = value(inputs, lengths)
-    assert got.shape == expected.shape == (lengths.sum(), H)
+    assert got.shape == expected.shape == (lengths.sum(), L)
     assert np.abs(got - expected).max(initial=0) < 1e-13
     single = value([a.astype(np.float32) for a in inputs], lengths)
     assert single.dtype == np.float32 and np.abs(single - expected).max(initial=0) < 1e-5
+
+
+def backward_readable(g, x, w_input, w_hidden, bias):
+    """Backpropagation through the steps of one utterance: gradients of x and the weights."""
+    T, L = g.shape
+    h, c, gates = np.zeros((T + 1, L)), np.zeros((T + 1, L)), np.zeros((T, 4 * L))  # row 0: before the first step
+    for t in range(T):
+        i, f, u, o = np.split(x[t] @ w_input + h[t] @ w_hidden + bias, 4)
+        gates[t] = np.concatenate([sigmoid(i), sigmoid(f), np.tanh(u), sigmoid(o)])
+        h[t + 1], c[t + 1] = (
+            a[0] for a in lstm_step(x[t : t + 1], h[t : t + 1], c[t : t + 1], w_input, w_hidden, bias)
+        )
+    dz, dh, dc = np.zeros((T, 4 * L)), np.zeros((1, L)), np.zeros((1, L))
+    for t in reversed(range(T)):
+        step, dc = lstm_step_backward_readable(g[t] + dh, dc, gates[t : t + 1], c[t + 1], c[t])
+        dz[t], dh = step[0], step @ w_hidden.T
+    return dz @ w_input.T, x.T @ dz, h[:-1].T @ dz, dz.sum(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gradient_kernel_equals_the_readable_step(seed):
+    """Utterance by utterance: lengths in any order, ones, zeros."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 8, 5)
+    lengths[seed % 5] = 1
+    arrays = random_inputs(seed, int(lengths.sum()), 3, 1 + seed)
+    tensors = [Tensor(a, requires_grad=True) for a in arrays]
+    out = lstm(*tensors, lengths)
+    g = rng.standard_normal(out.shape)
+    out.backward(g)
+    parts = [slice(start, start + T) for start, T in zip(row_starts(lengths), lengths, strict=True)]
+    own = [backward_readable(g[rows], arrays[0][rows], *arrays[1:]) for rows in parts]
+    expected = [np.concatenate([o[0] for o in own]), *(sum(o[i] for o in own) for i in (1, 2, 3))]
+    for tensor, e in zip(tensors, expected, strict=True):
+        assert np.abs(tensor.grad - e).max() < 1e-12  # sums of some hundred numbers of size 10 in float64
 
 
 @pytest.mark.parametrize("seed", range(8))

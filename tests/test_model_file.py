@@ -124,6 +124,13 @@ def test_sizes_of_wrong_types(saved, key, value):
     assert "not a model that this version can load" in refused(path)
 
 
+@pytest.mark.parametrize("sizes", [None, [], {}, {"encoder": {}, "symbols": 5, "depth": 3}])
+def test_sizes_that_are_not_those_of_a_transducer(saved, sizes):
+    path, arrays, meta = saved
+    checkpoint.save(path, arrays, {**meta, "model": sizes})
+    assert "its sizes are not encoder, symbols," in refused(path)
+
+
 # --- mutations ------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from mini_pkd.layers import Linear, Module, parameter
-from mini_pkd.optimizer import BETA1, BETA2, EPSILON, Adam, learning_rate
+from mini_pkd.optimizer import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    Adam,
+    adam_step_readable,
+    clip_factor,
+    global_norm_readable,
+    learning_rate,
+)
 from mini_pkd.tensor import Tensor
 
 
@@ -37,7 +46,7 @@ def random_gradients(steps, size, seed=1, scale=1.0):
     return scale * np.random.default_rng(seed).standard_normal((steps, size))
 
 
-# --- Adam -----------------------------------------------------------------------------------------------------
+# --- Adam -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clip", [5.0, 0.7, 0.0, None])
@@ -53,6 +62,27 @@ def test_it_is_adam(clip, scale):
         assert not adam.gradients.any()  # ready for the next backward
     assert adam.steps == 20
     np.testing.assert_allclose(adam.values, adam_in_plain_python(start, gradients, rates, clip), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-13), (np.float32, 1e-5)])
+@pytest.mark.parametrize("clip", [0.7, None])
+def test_a_step_equals_the_readable_one(clip, dtype, tolerance):
+    """In weights and both moments; float32 rounds (the correction of v is 1 - 0.98^t, small at first)."""
+    adam = Adam(Toy(dtype=dtype), clip=clip)
+    w, m, v = adam.values.copy(), adam.m.copy(), adam.v.copy()
+    for t, g in enumerate(random_gradients(20, len(w)).astype(dtype), start=1):
+        adam.gradients[:] = g
+        norm = adam.step(0.1 / t)
+        assert abs(norm - global_norm_readable(g)) < 1e-12 * norm
+        w, m, v = adam_step_readable(w, g * clip_factor(norm, clip), m, v, t, 0.1 / t)
+        for fast, readable in ((adam.values, w), (adam.m, m), (adam.v, v)):
+            assert np.abs(fast - readable).max() < tolerance
+
+
+def test_the_clipped_gradient_has_the_norm_that_is_allowed():
+    for norm, clip, factor in ((10.0, 5.0, 0.5), (5.0, 5.0, 1.0), (4.0, 5.0, 1.0), (9.0, 0, 1.0), (9.0, None, 1.0)):
+        assert clip_factor(norm, clip) == factor
+    assert clip_factor(0.0, 5.0) == 1.0
 
 
 def test_float32_follows_float64():
@@ -102,7 +132,7 @@ def test_it_finds_the_bottom_of_a_bowl():
     assert np.abs(adam.values - target).max() < 1e-3
 
 
-# --- one flat buffer ------------------------------------------------------------------------------------------
+# --- one flat buffer ------------------------------------------------------------------------------
 
 
 def test_parameters_become_views_of_one_buffer_in_order():
@@ -133,7 +163,7 @@ def test_backward_fills_the_buffer_and_step_empties_it():
         assert not adam.gradients.any() and not module.linear.weight.grad.any()
 
 
-# --- gradients that are no numbers ----------------------------------------------------------------------------
+# --- gradients that are no numbers ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -160,7 +190,7 @@ def test_gradients_whose_squares_overflow_float32_are_clipped_not_lost():
     assert np.isfinite(adam.values).all() and np.isfinite(adam.v).all() and adam.m.all()
 
 
-# --- stop and go on -------------------------------------------------------------------------------------------
+# --- stop and go on -------------------------------------------------------------------------------
 
 
 def test_restoring_continues_to_the_same_bits():
@@ -190,7 +220,7 @@ def test_restoring_moves_the_parameters_too():
     np.testing.assert_array_equal(module.linear.weight.data, Toy(seed=9).linear.weight.data)
 
 
-# --- the schedule ---------------------------------------------------------------------------------------------
+# --- the schedule ---------------------------------------------------------------------------------
 
 
 def test_the_schedule_by_hand():

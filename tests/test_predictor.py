@@ -7,12 +7,12 @@ from mini_pkd.layers import NO_DROPOUT
 from mini_pkd.lstm import lstm_readable
 from mini_pkd.predictor import LSTM, Predictor, with_start
 
-V, J, H = 7, 6, 5
+V, J, L = 7, 6, 5
 
 
 def make(layers, seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    predictor = Predictor(V, J, layers, H, rng, dtype)
+    predictor = Predictor(V, J, layers, L, rng, dtype)
     for p in predictor.named_parameters().values():
         p.data = (p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype)
     return predictor
@@ -51,20 +51,20 @@ def test_rows_are_embedding_and_lstms(layers, label_lengths):
     for i in range(layers):
         names = [f"layers.{i}.{part}" for part in ("w_input", "w_hidden", "bias")]
         expected = lstm_readable(expected, *(weights[name] for name in names), lengths)
-    assert rows.shape == (sum(lengths), H) and np.abs(rows - expected).max() < 1e-13
+    assert rows.shape == (sum(lengths), L) and np.abs(rows - expected).max() < 1e-13
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_steps_equal_rows(layers, dtype):
-    """Decoding feeds one symbol at a time, K hypotheses side by side; training has all labels at once."""
-    predictor, K, U = make(layers, dtype=dtype), 3, 6
-    labels = np.random.default_rng(2).integers(1, V, (K, U))
-    rows = predictor(labels.ravel(), [U] * K, NO_DROPOUT).data.reshape(K, U + 1, H)
-    state = predictor.zero_state(K)
-    assert len(state) == 2 * layers and all(s.shape == (K, H) and s.dtype == dtype for s in state)
+    """Decoding feeds one symbol at a time, N hypotheses side by side; training has all labels at once."""
+    predictor, N, U = make(layers, dtype=dtype), 3, 6
+    labels = np.random.default_rng(2).integers(1, V, (N, U))
+    rows = predictor(labels.ravel(), [U] * N, NO_DROPOUT).data.reshape(N, U + 1, L)
+    state = predictor.zero_state(N)
+    assert len(state) == 2 * layers and all(s.shape == (N, L) and s.dtype == dtype for s in state)
     for u in range(U + 1):
-        symbols = labels[:, u - 1] if u else np.zeros(K, np.int64)
+        symbols = labels[:, u - 1] if u else np.zeros(N, np.int64)
         out, state = predictor.step(symbols, state)
         assert out.dtype == dtype
         assert np.abs(out - rows[:, u]).max() < (1e-13 if dtype == np.float64 else 1e-6)
@@ -107,7 +107,7 @@ def test_a_batch_equals_its_utterances_one_by_one(label_lengths):
         out.backward(cotangent)
         return out.data, {name: p.grad for name, p in parameters.items()}
 
-    cotangent = np.random.default_rng(4).standard_normal((sum(label_lengths) + len(label_lengths), H))
+    cotangent = np.random.default_rng(4).standard_normal((sum(label_lengths) + len(label_lengths), L))
     whole, gradients = run(labels, label_lengths, cotangent)
     sums, label, row = {name: 0 for name in gradients}, 0, 0
     for n in label_lengths:
@@ -120,7 +120,7 @@ def test_a_batch_equals_its_utterances_one_by_one(label_lengths):
 
 
 def test_the_forget_gate_starts_open_and_the_others_neutral():
-    layer = LSTM(J, H, np.random.default_rng(0))
-    np.testing.assert_array_equal(layer.bias.data, [0] * H + [1] * H + [0] * 2 * H)
-    assert layer.w_input.shape == (J, 4 * H) and layer.w_hidden.shape == (H, 4 * H)
-    assert np.abs(layer.w_input.data).max() <= 1 / np.sqrt(H) and layer.w_input.data.dtype == np.float32
+    layer = LSTM(J, L, np.random.default_rng(0))
+    np.testing.assert_array_equal(layer.bias.data, [0] * L + [1] * L + [0] * 2 * L)
+    assert layer.w_input.shape == (J, 4 * L) and layer.w_hidden.shape == (L, 4 * L)
+    assert np.abs(layer.w_input.data).max() <= 1 / np.sqrt(L) and layer.w_input.data.dtype == np.float32

@@ -13,10 +13,11 @@ from chirps import PARTS, SETTINGS, refusal, start, wait_for, words_of
 from handful import new_model
 
 from mini_pkd import UserError, cascade, wer
-from mini_pkd.corpus import read_part
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.lock import only_process
 from mini_pkd.prepared_corpus import Part, prepare_corpus
 from mini_pkd.scales import TINY
+from mini_pkd.transcript_file import read_transcript
 
 
 def test_an_utterance_whose_labels_no_lattice_can_hold_is_listed(handful):
@@ -133,12 +134,12 @@ def test_transcripts_that_the_vocabulary_cannot_write(data, tmp_path, capfd):
     assert listed[0].startswith("train 1-1-0003: the vocabulary does not know the character '\u2581'")
     assert listed[1].startswith("dev 2-1-0001: the vocabulary does not know the characters '2', 'D', 'R' in 'R2D2'")
     for part, odd_word in (("test-clean", "CAFÉ"), ("test-other", "7")):
-        hypotheses = wer.read_transcript(out / "B2" / f"{part}.txt")
+        hypotheses = read_transcript(out / "B2" / f"{part}.txt")
         references = {u.id: u.text for u in read_part(odd / part)[0]}
         assert len(hypotheses) == PARTS[part] and odd_word in references.values()
         result = json.loads((out / "B2" / "result.json").read_text())
         score = wer.score(references, hypotheses)
-        assert result["wer"][part] == score.wer and score.sentences == PARTS[part]
+        assert result["wer"][part] == score.wer and len(score.ids) == PARTS[part]
     assert "utterance 1-1-0003: the vocabulary" in refusal(capfd, words_of(odd, out, "--only", "T1", "--strict"))
 
 

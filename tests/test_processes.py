@@ -220,13 +220,13 @@ def test_ctrl_c_while_worker_processes_start(data, finished, tmp_path):
     script = """
 import sys
 from pathlib import Path
-from mini_pkd import feature_store
+from mini_pkd import feature_workers
 if __name__ == "__main__":
     sys.stdout.write("ready"), sys.stdout.flush()
-    feature_store.SMALL_PART = 0
+    feature_workers.SMALL_PART = 0
     paths = [str(p) for p in Path(sys.argv[1]).rglob("*.wav")] * 100
     try:
-        for _ in feature_store._extract_all(paths, 2):
+        for _ in feature_workers.extract_all(paths, 2):
             pass
     except KeyboardInterrupt:
         sys.exit(130)

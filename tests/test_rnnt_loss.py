@@ -1,5 +1,6 @@
 """RNN-T loss: every rung of the ladder in rnnt_loss.py against the one above it."""
 
+import math
 import subprocess
 import sys
 
@@ -11,9 +12,13 @@ from mini_pkd.lattice_walk import LatticeError, chunk_groups
 from mini_pkd.lattice_walk import walk_lattice as walk
 from mini_pkd.ragged import lattice_offsets
 from mini_pkd.rnnt_loss import (
+    backward_variables,
+    best_path,
     brute_force,
+    forward_variables,
     log_softmax,
     materialised_loss_and_gradients,
+    paths,
     readable,
     rnnt_loss,
     utterances,
@@ -97,6 +102,28 @@ def test_brute_force_readable_and_kernel_agree(seed):
         # each frame is left by exactly one blank, each label said exactly once
         assert np.abs(gradient[:, :, 0].sum(axis=1) + 1).max() < 1e-12
         assert all(abs(gradient[:, u, labels[u]].sum() + 1) < 1e-12 for u in range(U))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_paths_variables_and_the_best_path(seed):
+    """C(T-1+U, U) different paths; alpha and beta as sums over their parts; the best path is the best of all."""
+    rng = np.random.default_rng(seed)
+    T, U, V = int(rng.integers(1, 5)), int(rng.integers(0, 4)), 5
+    log_probs, labels = log_softmax(2 * rng.standard_normal((T, U + 1, V))), rng.integers(1, V, U)
+    every = [tuple(path) for path in paths(T, U)]
+    assert len(set(every)) == len(every) == math.comb(T - 1 + U, U)
+
+    def score(steps):
+        return sum(log_probs[t, u, labels[u] if says else 0] for t, u, says in steps)
+
+    alpha, beta = forward_variables(log_probs, labels), backward_variables(log_probs, labels)
+    for t, u in np.ndindex(T, U + 1):
+        heads = {path[: t + u] for path in every if (t, u) in [step[:2] for step in path]}
+        tails = {path[t + u :] for path in every if (t, u) in [step[:2] for step in path]}
+        assert alpha[t, u] == pytest.approx(np.logaddexp.reduce([score(h) for h in heads]), abs=1e-12)
+        assert beta[t, u] == pytest.approx(np.logaddexp.reduce([score(e) for e in tails]), abs=1e-12)
+    path, total = best_path(log_probs, labels)
+    assert tuple(path) == max(every, key=score) and total == pytest.approx(score(path), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))

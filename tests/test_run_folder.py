@@ -65,7 +65,7 @@ def foreign(path):
         ("config.json", lambda p: p.write_text("{"), "config.json is truncated or not JSON; choose another --out"),
         ("config.json", lambda p: p.write_text("[1]"), "config.json cannot be used, because the whole is a list"),
         ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json is truncated or not JSON"),
-        ("vocabulary.json", cut, "vocabulary.json is no mini_pkd vocabulary or cut short"),
+        ("vocabulary.json", cut, "vocabulary.json is not a mini_pkd vocabulary, or cut short"),
         ("T1/result.json", cut, "truncated or not JSON; delete it, and the same command scores T1 again"),
         ("T1/result.json", lambda p: p.write_text("{}"), "result.json cannot be used, because name is missing"),
         ("T1/result.json", lambda p: p.write_text("[]"), "result.json cannot be used, because the whole is a list"),

@@ -49,7 +49,7 @@ def bits(key, rows, columns):
     return bits_of(int(key), rows, columns)
 
 
-# --- exp ----------------------------------------------------------------------------------------------------
+# --- exp ------------------------------------------------------------------------------------------
 
 
 def test_exp_is_within_two_units_in_the_last_place():
@@ -89,7 +89,7 @@ def test_a_sigmoid_built_from_it_is_right_at_both_ends():
     assert np.abs(sigmoid - 1 / (1 + np.exp(-x.astype(np.float64)))).max() < 2e-7
 
 
-# --- tanh ---------------------------------------------------------------------------------------------------
+# --- tanh -----------------------------------------------------------------------------------------
 
 
 def test_tanh_is_within_2e_7():
@@ -111,7 +111,7 @@ def test_tanh_saturates_at_one():
     np.testing.assert_array_equal(apply(tanh_of, x), np.sign(x))
 
 
-# --- row_max ------------------------------------------------------------------------------------------------
+# --- row_max --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -126,7 +126,7 @@ def test_row_max_wherever_the_maximum_stands(size, dtype):
     assert simd.row_max(np.full(size, -np.inf, dtype)) == -np.inf
 
 
-# --- the other types ----------------------------------------------------------------------------------------
+# --- the other types ------------------------------------------------------------------------------
 
 
 def test_float64_gives_numpys_own_functions():
@@ -163,7 +163,7 @@ def test_it_is_compiled_to_vector_code(kernel):
     assert any(f"<{n} x float>" in code for n in (4, 8, 16))
 
 
-# --- random bits --------------------------------------------------------------------------------------------
+# --- random bits ----------------------------------------------------------------------------------
 
 KEYS = (0, 1, 12345, 2**31, 2**32 - 1)
 
@@ -231,12 +231,18 @@ def test_bits_are_a_pure_function_of_key_row_and_column():
     assert (bits(5, 20, 30) != bits(6, 20, 30)).mean() > 0.99
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (3, 0), (1, 70_000), (50, 40), (20_000, 2)])
+def test_the_readable_bits_are_the_same(key, shape):
+    np.testing.assert_array_equal(simd.random_bits_readable(key, *shape), bits(key, *shape))
+
+
 def test_a_row_does_not_repeat_itself():
     """65,536 columns: the hash is a bijection of the column's counter, so all numbers differ."""
     assert len(np.unique(bits(3, 1, 65536))) == 65536
 
 
-# --- threads ---------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def test_a_kernel_asks_for_the_threads_that_its_largest_array_is_worth(monkeypatch):

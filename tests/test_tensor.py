@@ -28,7 +28,7 @@ def leaf(*values):
     return Tensor(np.array(values), requires_grad=True)
 
 
-# --- gradients ----------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def test_one_tensor_used_twice_by_one_operation():
@@ -164,7 +164,51 @@ def test_a_branch_that_gets_no_gradient_at_all():
     assert x.grad == 1.0 and not called
 
 
-# --- who owns which array -----------------------------------------------------------------------------------
+# --- the operators --------------------------------------------------------------------------------
+
+
+def test_the_operators_by_hand():
+    """What the demo prints: (x @ w) * y and its gradients."""
+    x, w, y = leaf([1.0, 2.0]), leaf([1.0, 0.0], [3.0, -1.0]), leaf([2.0, 5.0])
+    z = (x @ w) * y
+    assert z.data.tolist() == [[14.0, -10.0]]
+    z.backward(np.ones((1, 2)))
+    assert y.grad.tolist() == [[7.0, -2.0]] and x.grad.tolist() == [[2.0, 1.0]]
+    assert w.grad.tolist() == [[2.0, 5.0], [4.0, 10.0]]
+
+
+def test_numbers_and_arrays_are_constants():
+    """On either side, and float32 stays float32: numpy must not take the tensor for an array of objects."""
+    for dtype in (np.float32, np.float64):
+        x = Tensor(np.array([1.0, -2.0], dtype), requires_grad=True)
+        for function, value, slope in (
+            (lambda x: 3 * x, [3.0, -6.0], 3),
+            (lambda x: x * 3, [3.0, -6.0], 3),
+            (lambda x: x + 1.5, [2.5, -0.5], 1),
+            (lambda x: 1.5 + x, [2.5, -0.5], 1),
+            (lambda x: x - 1.5, [-0.5, -3.5], 1),
+            (lambda x: -x, [-1.0, 2.0], -1),
+            (lambda x: np.array([4.0, 5.0]) * x, [4.0, -10.0], [4, 5]),
+            (lambda x: np.float64(2) * x, [2.0, -4.0], 2),
+            (lambda x: x - x, [0.0, 0.0], 0),
+        ):
+            x.grad, y = None, function(x)
+            assert isinstance(y, Tensor) and y.data.dtype == dtype and y.data.tolist() == value
+            y.backward(np.ones(2))
+            assert x.grad.dtype == dtype and (x.grad == slope).all()
+
+
+def test_what_was_broadcast_collects_all_its_uses():
+    rows, row, column = leaf([1.0, 2.0], [3.0, 4.0]), leaf(10.0, 20.0), leaf([1.0], [2.0])
+    number = Tensor(np.array(5.0), requires_grad=True)
+    ((rows + row) * column + number).backward(np.array([[1.0, 10.0], [100.0, 1000.0]]))
+    assert rows.grad.tolist() == [[1.0, 10.0], [200.0, 2000.0]]
+    assert row.grad.tolist() == [201.0, 2010.0]
+    assert column.grad.tolist() == [[11 + 220.0], [100 * 13 + 1000 * 24.0]]
+    assert number.grad == 1111.0 and number.grad.shape == ()
+
+
+# --- who owns which array -------------------------------------------------------------------------
 
 
 def test_an_array_given_to_two_parents_is_never_added_into():
@@ -217,7 +261,7 @@ def test_a_preset_gradient_buffer_is_filled_in_place():
     np.testing.assert_array_equal(buffer, [0, 4, 4, 0])
 
 
-# --- memory -------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Watched(np.ndarray):
@@ -305,7 +349,7 @@ def test_branches_without_a_gradient_are_freed_as_well():
     assert all(reference() is None for reference in saved)
 
 
-# --- misuse -------------------------------------------------------------------------------------------------
+# --- misuse ---------------------------------------------------------------------------------------
 
 
 def test_a_second_backward_is_refused():
@@ -361,7 +405,7 @@ def test_the_cotangent_takes_the_type_of_the_tensor():
     assert x.grad.dtype == np.float32
 
 
-# --- no_grad ------------------------------------------------------------------------------------------------
+# --- no_grad --------------------------------------------------------------------------------------
 
 
 def test_no_grad_records_nothing_and_ends_even_after_an_error():

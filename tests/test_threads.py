@@ -85,7 +85,9 @@ print(config["name"], config["version"], numba.threading_layer())
 
 def test_products_of_all_threads_equal_those_of_one(can_share):
     """To the last bit, because crowding must change nothing; and numpy's up to rounding."""
-    script = PRODUCTS + """
+    script = (
+        PRODUCTS
+        + """
 assert POOL.shared
 together = products()
 POOL.shared = False
@@ -97,6 +99,7 @@ for product, right in zip(together, numpys, strict=True):
     assert np.abs(product - right).max(initial=0) < tolerance * max(1, np.abs(right).max(initial=0))
 print(same(together, alone), len(alone))
 """
+    )
     for count in (2, 6):
         assert run(script, count) == ["True", str(len(SHAPES) * 28)]
 
@@ -131,7 +134,9 @@ print(mine > 0, sum(ran.values()) < 0.1 * mine)
 
 
 def test_python_threads_may_multiply_at_the_same_time(can_share):
-    script = PRODUCTS + """
+    script = (
+        PRODUCTS
+        + """
 import threading
 assert POOL.shared
 right, wrong = products(), []
@@ -144,29 +149,38 @@ workers = [threading.Thread(target=work) for _ in range(3)]
 [w.start() for w in workers], [w.join() for w in workers]
 print(wrong.count(False))
 """
+    )
     assert run(script) == ["6"]
 
 
 def test_fewer_threads_for_blas_than_for_kernels_and_more(can_share):
-    script = PRODUCTS + """
+    script = (
+        PRODUCTS
+        + """
 together, POOL.shared = products(), False
 print(POOL.blas.num_threads(), max(POOL.grids), same(together, products()))
 """
+    )
     assert " ".join(run(script, NUMBA_NUM_THREADS="2")) == "1 (2, 1) True"
     assert " ".join(run(script, OPENBLAS_NUM_THREADS="2")) == "1 (4, 1) True"
 
 
 @pytest.mark.parametrize("variable, value", [("OMP_DYNAMIC", "true"), ("OMP_THREAD_LIMIT", "1")])
 def test_fewer_threads_than_asked_for_compute_the_same(can_share, variable, value):
-    script = PRODUCTS + """
+    script = (
+        PRODUCTS
+        + """
 together, POOL.shared = products(), False
 print(same(together, products()))
 """
+    )
     assert run(script, **{variable: value}) == ["True"]
 
 
 def test_a_forked_child_multiplies_on_threads_of_its_own(can_share):
-    script = PRODUCTS + """
+    script = (
+        PRODUCTS
+        + """
 right = products()
 child = os.fork()
 if child == 0:
@@ -174,6 +188,7 @@ if child == 0:
     os._exit(0 if close and not POOL.shared and threads.OpenBLAS().num_threads() == POOL.blas_threads else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), POOL.shared)
 """
+    )
     assert run(script) == ["0", "True"]
 
 
@@ -185,8 +200,8 @@ def test_no_pool_where_blas_is_to_use_one_thread():
 def test_the_number_of_threads_changes_no_bit_of_a_kernel():
     """The LSTM's step once did: with two or three utterances left, two threads have a row or two each."""
     script = """
+from mini_pkd.fused import layer_norm
 from mini_pkd.lstm import lstm
-from mini_pkd.ops import layer_norm
 from mini_pkd.tensor import Tensor
 
 def gradients(team):
@@ -292,7 +307,7 @@ def test_one_thread_needs_no_pool():
     assert (pool.size, pool.blas, pool.shared, pool.team(10**9)) == (1, None, False, 1)
 
 
-# --- how many cores are ours ---------------------------------------------------------------------------------
+# --- how many cores are ours ----------------------------------------------------------------------
 
 
 @pytest.fixture

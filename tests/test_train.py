@@ -8,7 +8,8 @@ import pytest
 from handful import SETTINGS, SIZE, StopAfter, new_model, weights
 
 from mini_pkd import UserError, train, wer
-from mini_pkd.decode import beam_search, greedy
+from mini_pkd.decode import greedy
+from mini_pkd.fast_beam import beam_search
 from mini_pkd.feature_store import FeatureStore
 from mini_pkd.model_file import load_model, save_model
 from mini_pkd.seeds import generator

@@ -2,14 +2,14 @@
 
 import functools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from mini_pkd import UserError, wer
-from mini_pkd.wer import Edits, Score, align, bootstrap_interval, paired_test, score
+from mini_pkd.edit_distance import Edits, count_edits
+from mini_pkd.transcript_file import write_transcript
+from mini_pkd.wer import Score, align, bootstrap_interval, edit_table, paired_test, score
 
 
 def brute_force(reference, hypothesis):
@@ -38,17 +38,24 @@ def brute_force(reference, hypothesis):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_align_equals_brute_force(seed):
+def test_edits_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
     for _ in range(10):
         words = ["A", "B", "C", "DD", "a"][: rng.integers(1, 6)]
         reference = rng.choice(words, rng.integers(0, 9)).tolist()
         hypothesis = rng.choice(words, rng.integers(0, 9)).tolist()
-        edits = align(reference, hypothesis)
+        edits = count_edits(reference, hypothesis)  # by the kernel
         assert edits == brute_force(reference, hypothesis)
+        table = edit_table(reference, hypothesis)  # in plain loops
+        assert table[len(reference), len(hypothesis)][0] == (sum(edits), edits.substitutions)
+        pairs = align(reference, hypothesis)
+        assert [a for a, _ in pairs if a is not None] == reference
+        assert [b for _, b in pairs if b is not None] == hypothesis
+        substitutions = sum(a != b and a is not None and b is not None for a, b in pairs)
+        assert edits == (substitutions, sum(b is None for _, b in pairs), sum(a is None for a, _ in pairs))
         assert edits.deletions - edits.insertions == len(reference) - len(hypothesis)
         # turning it round swaps deletions and insertions
-        back = align(hypothesis, reference)
+        back = count_edits(hypothesis, reference)
         assert back == (edits.substitutions, edits.insertions, edits.deletions)
         assert all(type(count) is int for count in edits)
 
@@ -69,17 +76,17 @@ def test_align_equals_brute_force(seed):
     ],
 )
 def test_hand_cases(reference, hypothesis, edits):
-    assert align(reference.split(), hypothesis.split()) == Edits(*edits)
-    assert align(reference.split(), hypothesis.split()).errors == sum(edits)
+    assert count_edits(reference.split(), hypothesis.split()) == Edits(*edits)
+    assert sum(count_edits(reference.split(), hypothesis.split())) == sum(edits)
 
 
 def test_long_utterances():
     reference = [f"W{i}" for i in range(3000)]
-    assert align(reference, reference[:1000] + ["X"] + reference[1001:] + ["Y"] * 5) == (1, 0, 5)
-    assert align(reference, []) == (0, 3000, 0)
+    assert count_edits(reference, reference[:1000] + ["X"] + reference[1001:] + ["Y"] * 5) == (1, 0, 5)
+    assert count_edits(reference, []) == (0, 3000, 0)
 
 
-# --- scores ----------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_pooled_not_averaged():
@@ -87,8 +94,8 @@ def test_pooled_not_averaged():
     result = score({"a": "X", "b": "1 2 3 4 5 6 7 8 9"}, {"b": "1 2 3 4 0 6 7 8 9", "a": ""})
     assert result.wer == 0.2
     assert result.ser == 1.0
-    assert (result.substitutions, result.deletions, result.insertions) == (1, 1, 0)
-    assert (result.total_words, result.total_errors, result.sentences) == (10, 2, 2)
+    assert result.edits.sum(axis=0).tolist() == [1, 1, 0]
+    assert "2 errors in 10 words: 1 S, 1 D, 0 I" in str(result) and "2 of 2 sentences" in str(result)
     assert result.ids == ("a", "b")
     assert result.words.tolist() == [1, 9]
     assert result.errors.tolist() == [1, 1]
@@ -115,7 +122,7 @@ def test_score_equals_sums_of_brute_force(seed):
 
 def test_empty_references():
     result = score({"a": "", "b": "A B"}, {"a": "X", "b": "A B"})
-    assert (result.wer, result.ser, result.insertions) == (0.5, 0.5, 1)
+    assert (result.wer, result.ser, result.edits[:, 2].sum()) == (0.5, 0.5, 1)
     silent = score({"a": ""}, {"a": ""})
     assert (silent.wer, silent.ser) == (0.0, 0.0)
     babble = score({"a": "", "b": ""}, {"a": "X", "b": ""})
@@ -138,7 +145,7 @@ def test_missing_and_extra_ids_are_named():
         score({}, {})
 
 
-# --- intervals and tests ---------------------------------------------------------------------------
+# --- intervals and tests --------------------------------------------------------------------------
 
 
 def simulated(rng, N, rate, hardness=None):
@@ -297,39 +304,7 @@ def test_wrong_use_is_one_sentence():
             call()
 
 
-# --- transcripts and the command -------------------------------------------------------------------
-
-
-def test_transcripts_round_trip(tmp_path):
-    transcript = {"84-1-0000": "MISTER QUILTER'S APOSTLE", "84-1-0001": "", "é": "ÜBER  ALL\tES"}
-    path = tmp_path / "test.txt"
-    wer.write_transcript(path, transcript)
-    lines = path.read_text(encoding="utf-8").split("\n")
-    assert lines == ["84-1-0000 MISTER QUILTER'S APOSTLE", "84-1-0001", "é ÜBER ALL ES", ""]
-    assert wer.read_transcript(path) == {**transcript, "é": "ÜBER ALL ES"}
-    wer.write_transcript(path, {})
-    assert wer.read_transcript(path) == {}
-
-
-def test_transcripts_of_others(tmp_path):
-    path = tmp_path / "test.txt"
-    path.write_bytes(b"\xef\xbb\xbfb ONE TWO  \r\n\r\na\tTHREE\r\nc")  # BOM, CRLF, tab, no last newline
-    assert list(wer.read_transcript(path).items()) == [("b", "ONE TWO"), ("a", "THREE"), ("c", "")]
-
-
-def test_bad_transcripts(tmp_path):
-    path = tmp_path / "test.txt"
-    with pytest.raises(UserError, match="could not be read"):
-        wer.read_transcript(path)
-    path.write_bytes(b"a ONE\nb TWO\na ONE\n")
-    with pytest.raises(UserError, match="line 3: the utterance a stands there twice"):
-        wer.read_transcript(path)
-    path.write_bytes(b"fLaC\x00\xff\xfe\x80")
-    with pytest.raises(UserError, match="not UTF-8"):
-        wer.read_transcript(path)
-    for name in ["", "a b", "a\n"]:
-        with pytest.raises(UserError, match="utterance id"):
-            wer.write_transcript(path, {name: "X"})
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_command(tmp_path, capsys):
@@ -339,7 +314,7 @@ def test_command(tmp_path, capsys):
         "bad": {"a": "ONE TOO THREE", "b": "FOUR"},
         "short": {"a": "ONE"},
     }.items():
-        wer.write_transcript(tmp_path / name, texts)
+        write_transcript(tmp_path / name, texts)
     reference, good, bad, short = (str(tmp_path / name) for name in ["reference", "good", "bad", "short"])
     assert wer.main([reference, bad]) == 0
     out = capsys.readouterr().out
@@ -358,7 +333,8 @@ def test_command(tmp_path, capsys):
         assert capsys.readouterr().err.startswith("wer: give a reference and one or two hypotheses")
 
 
-def test_demo_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "mini_pkd.wer"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "WER 30.00 %" in done.stdout and "p = " in done.stdout
+def test_demo(capsys):
+    wer.demo()
+    shown = capsys.readouterr().out
+    assert "CAT/BAT" in shown and "WER 30.00 %" in shown and "p = " in shown
+    assert wer.main([]) == 0 and capsys.readouterr().out == shown

@@ -12,7 +12,7 @@ named backward runs forward and backward, since the tape is consumed.
 import numpy as np
 import pytest
 
-from mini_pkd import ops
+from mini_pkd import fused
 from mini_pkd.attention import causal_attention
 from mini_pkd.convolution import depthwise_convolution, max_pool
 from mini_pkd.lattice_kernels import forward_backward
@@ -45,16 +45,16 @@ CASES = {
     "attention": (lambda qkv, r: causal_attention(qkv, r, LENGTHS, HEADS), [(3 * D, N), (WINDOW, D)]),
     "depthwise convolution": (lambda x, k, b: depthwise_convolution(x, k, b, LENGTHS), [(N, D), (TAPS, D), (D,)]),
     "max pool": (lambda x: max_pool(x, LENGTHS), [(N, D)]),
-    "layer norm": (ops.layer_norm, [(N, D), (D,), (D,)]),
-    "layer norm, swish": (lambda *t: ops.layer_norm(*t, swish=True), [(N, D), (D,), (D,)]),
-    "linear": (ops.linear, [(N, D), (D, 3 * D), (3 * D,)]),
-    "linear, glu": (ops.linear_glu, [(N, D), (D, 2 * D), (2 * D,)]),
+    "layer norm": (fused.layer_norm, [(N, D), (D,), (D,)]),
+    "layer norm, swish": (lambda *t: fused.layer_norm(*t, swish=True), [(N, D), (D,), (D,)]),
+    "linear": (fused.linear, [(N, D), (D, 3 * D), (3 * D,)]),
+    "linear, glu": (fused.linear_glu, [(N, D), (D, 2 * D), (2 * D,)]),
     "feed forward": (
-        lambda x, h, *weights: ops.feed_forward(x, h, *weights, 0.5, (0.1, 7), (0.1, 8)),
+        lambda x, h, *weights: fused.feed_forward(x, h, *weights, 0.5, (0.1, 7), (0.1, 8)),
         [(N, D), (N, D), (D, HIDDEN), (HIDDEN,), (HIDDEN, D), (D,)],
     ),
     "linear, dropout, residual": (
-        lambda x, h, w, b: ops.linear_dropout_residual(x, h, w, b, 0.5, 0.1, 7),
+        lambda x, h, w, b: fused.linear_dropout_residual(x, h, w, b, 0.5, 0.1, 7),
         [(N, D), (N, D), (D, D), (D,)],
     ),
     "lstm": (

@@ -52,8 +52,9 @@ class Decoder:
         self.found = None
 
     def _corpus(self, scale, utterances):
-        from mini_pkd.corpus import find_parts, read_part
-        from mini_pkd.features import Normaliser, mfcc, read_audio
+        from mini_pkd.audio_file import read_audio
+        from mini_pkd.corpus_folder import find_parts, read_part
+        from mini_pkd.features import Normaliser, mfcc
         from mini_pkd.prepared_corpus import REPOSITORY
 
         parts = find_parts(REPOSITORY / scale.settings.data)
@@ -70,7 +71,8 @@ class Decoder:
 
     def run(self, beam):
         """Decode everything; the number of symbols found."""
-        from mini_pkd.decode import beam_search, greedy
+        from mini_pkd.decode import greedy
+        from mini_pkd.fast_beam import beam_search
 
         said = 0
         for group in self.groups:

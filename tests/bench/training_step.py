@@ -54,14 +54,14 @@ UTTERANCES = 480  # of the corpus, to choose a batch from
 
 def corpus_batch(scale, number=None):
     """A real batch, and the vocabulary's size: a median one of training, or `number` utterances of 2 to 6 s."""
-    from mini_pkd.bpe import BPE
-    from mini_pkd.corpus import find_parts, read_part, word_counts
+    from mini_pkd.bpe import BPE, word_counts
+    from mini_pkd.corpus_folder import find_parts, read_part
     from mini_pkd.feature_store import FeatureStore, estimate_normaliser
     from mini_pkd.prepared_corpus import REPOSITORY, Part
 
     settings = scale.settings
     found = [u for folder in find_parts(REPOSITORY / settings.data)["train"] for u in read_part(folder)[0]]
-    bpe = BPE.train(word_counts(found), settings.vocab_size)
+    bpe = BPE.train(word_counts(u.text for u in found), settings.vocab_size)
     some = found[:: max(1, len(found) // UTTERANCES)][:UTTERANCES]
     store = FeatureStore.build(STORE / Path(settings.data).name, some, workers=1)
     store.normaliser = estimate_normaliser([store])
@@ -179,9 +179,7 @@ class MiniWorker:
         from mini_pkd.train import lattice_loss
 
         dropout = DropoutKeys(rate, self.rng)
-        loss, rnnt, kl = lattice_loss(
-            self.model, self.teacher, self.batch, self.batch.features, self.settings, dropout
-        )
+        loss, rnnt, kl = lattice_loss(self.model, self.teacher, self.batch, self.batch.features, self.settings, dropout)
         loss.backward()
         return loss, rnnt, kl
 
@@ -289,7 +287,7 @@ def work(name, folder, compile):
 class Profile:
     """Seconds inside BLAS, inside numba kernels, and the rest: Python, and numpy's own loops.
 
-    Before mini_pkd is imported, `instrument()` arranges that every `a @ b` and np.matmul of its source passes a
+    Before mini_pkd is imported, `instrument()` arranges that every `a @ b` and matmul of its source passes a
     stop-watch; after a warm-up, when all kernels are compiled, every compiled function that Python calls gets one.
     """
 
@@ -305,8 +303,8 @@ class Profile:
             cls.calls[key] = cls.calls.get(key, 0) + 1
 
     @classmethod
-    def matmul(cls, where, *arguments, **keywords):
-        return cls.clock(("BLAS", where), np.matmul, *arguments, **keywords)
+    def product(cls, where, multiply, *arguments, **keywords):
+        return cls.clock(("BLAS", where), multiply, *arguments, **keywords)
 
     @classmethod
     def instrument(cls):
@@ -318,9 +316,9 @@ class Profile:
             def __init__(self, file):
                 self.file = file
 
-            def call(self, node, arguments, keywords=()):
+            def call(self, node, multiply, arguments, keywords=()):
                 where = ast.Constant(f"{self.file}:{node.lineno}")
-                new = ast.Call(ast.Name("_clocked_matmul", ast.Load()), [where, *arguments], list(keywords))
+                new = ast.Call(ast.Name("_clocked_product", ast.Load()), [where, multiply, *arguments], list(keywords))
                 return ast.copy_location(new, node)
 
             def visit_FunctionDef(self, node):
@@ -329,12 +327,17 @@ class Profile:
 
             def visit_BinOp(self, node):
                 self.generic_visit(node)
-                return self.call(node, [node.left, node.right]) if isinstance(node.op, ast.MatMult) else node
+                is_product = isinstance(node.op, ast.MatMult)
+                return (
+                    self.call(node, ast.parse("np.matmul").body[0].value, [node.left, node.right])
+                    if is_product
+                    else node
+                )
 
             def visit_Call(self, node):
                 self.generic_visit(node)
-                is_matmul = ast.unparse(node.func) == "np.matmul"
-                return self.call(node, node.args, node.keywords) if is_matmul else node
+                is_product = ast.unparse(node.func) in ("np.matmul", "matmul")  # numpy's, and that of threads.py
+                return self.call(node, node.func, node.args, node.keywords) if is_product else node
 
         class Loader(importlib.machinery.SourceFileLoader):
             def get_code(self, fullname):
@@ -343,12 +346,12 @@ class Profile:
                 return compile(tree, self.path, "exec")
 
             def exec_module(self, module):
-                module._clocked_matmul = cls.matmul
+                module._clocked_product = cls.product
                 super().exec_module(module)
 
         class Finder(importlib.abc.MetaPathFinder):
             def find_spec(self, fullname, path, target=None):
-                if not fullname.startswith("mini_pkd."):
+                if not fullname.startswith("mini_pkd.") or fullname == "mini_pkd.threads":
                     return None
                 spec = importlib.machinery.PathFinder.find_spec(fullname, path)
                 if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -364,7 +367,7 @@ class Profile:
 
         step()
         for name, module in list(sys.modules.items()):
-            if name.startswith("mini_pkd."):
+            if name.startswith("mini_pkd.") and name != "mini_pkd.threads":
                 for key, value in list(vars(module).items()):
                     compiled = getattr(value, "compiled", value)  # what simd.kernel has wrapped
                     if isinstance(compiled, Dispatcher):

@@ -1,0 +1,157 @@
+"""Findings: which model beats which, in sentences, and what the paper found beside what this run found.
+
+Whether model a beats model b is decided by the paired bootstrap that the cascade stored (wer.py): "beats" or "worse" if
+the 95 % interval of the difference leaves out zero, otherwise "within noise".  With several seeds the majority of the
+seeds must agree, and none may say the opposite.
+"""
+
+from typing import NamedTuple
+
+from .tables import DASH, percent_cell, short_name
+
+# What the paper says of single models: (sentence, model, reference).  What it says of all of them: paper_beside_ours.
+PAPER_PAIRS = (
+    ("S1 is better than its teacher T1, at 38 % compression", "S1", "T1"),
+    ("S3 equals T1, at 52 % compression", "S3", "T1"),
+    ("S5 is 10 % / 7.5 % (clean / other) worse than T1, at 64 % compression", "S5", "T1"),
+    ("S6 is about 4 % / 3 % worse than T1, at 55 % compression", "S6", "T1"),
+    ("S8 is about 24 % worse than T1, at 81 % compression", "S8", "T1"),
+)
+
+
+class Finding(NamedTuple):
+    """Model a against model b on one test set; rates are fractions, means over the seeds.
+
+    verdict: "beats", "within noise", "worse", or "not tested" (no paired test in the results).
+    """
+
+    a: str
+    b: str
+    test_set: str
+    wer_a: float
+    wer_b: float
+    difference: float
+    low: float | None  # one run: the 95 % interval; several: the smallest and largest difference of a seed
+    high: float | None
+    p: float | None
+    votes: tuple  # how many seeds say beats, within noise, worse
+    verdict: str
+
+    def sentence(self):
+        """One sentence that a program can read back; test_findings.py does."""
+        relation = {
+            "beats": f"{self.a} beats {self.b}",
+            "within noise": f"{self.a} is within noise of {self.b}",
+            "worse": f"{self.a} is worse than {self.b}",
+            "not tested": f"{self.a} against {self.b} was not tested",
+        }[self.verdict]
+        text = f"{relation} on {self.test_set}: {100 * self.wer_a:.1f} % against {100 * self.wer_b:.1f} %, "
+        text += f"difference {100 * self.difference:+.1f} points"
+        if self.verdict == "not tested":
+            return text + "."
+        if sum(self.votes) > 1:
+            wins, draws, losses = self.votes
+            seeds = f"{sum(self.votes)} seeds from {100 * self.low:+.1f} to {100 * self.high:+.1f}"
+            return f"{text}, {seeds}: beats in {wins}, within noise in {draws}, worse in {losses}."
+        text += f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return text + (f", p = {self.p:.4f}." if self.p is not None else ".")
+
+
+def findings(runs):
+    """A Finding for every compared pair and test set whose models both have results."""
+    tests = [_tests_by_pair(results) for results in runs.results]
+    found = []
+    for a, b in compared_pairs(runs):
+        for test_set in runs.test_sets:
+            wer_a, wer_b = runs.mean(a, "wer", test_set), runs.mean(b, "wer", test_set)
+            if wer_a is not None and wer_b is not None:
+                here = [t[a, b, test_set] for t in tests if (a, b, test_set) in t]
+                found.append(Finding(a, b, test_set, wer_a, wer_b, *_judged(here, wer_a - wer_b)))
+    return found
+
+
+def compared_pairs(runs):
+    """The comparisons that the paper makes, in the order of Table 1; then all others that were tested."""
+    pairs = []
+    for stage in runs.stages:
+        progressive, direct, baseline = stage["progressive"], stage["direct"], stage["baseline"]
+        pairs += [(progressive, "T1"), (progressive, baseline)]
+        if direct != progressive:
+            pairs += [(direct, baseline), (progressive, direct)]
+    for results in runs.results:
+        for test in results.get("paired") or []:
+            if (test["b"], test["a"]) not in pairs:
+                pairs.append((test["a"], test["b"]))
+    return list(dict.fromkeys(pairs))
+
+
+def _tests_by_pair(results):
+    """{(a, b, set): (difference, low, high, p)}, each test from both sides."""
+    tests = {}
+    for t in results.get("paired") or []:
+        difference, low, high, p = t["difference"], t["low"], t["high"], t.get("p")
+        tests[t["b"], t["a"], t["set"]] = (-difference, -high, -low, p)
+        tests[t["a"], t["b"], t["set"]] = (difference, low, high, p)
+    return tests
+
+
+def _judged(here, untested):
+    """The last six fields of a Finding, from each seed's (difference, low, high, p); `untested`: without any test."""
+    if not here:
+        return untested, None, None, None, (0, 0, 0), "not tested"
+    wins = sum(high < 0 for _, _, high, _ in here)
+    losses = sum(low > 0 for _, low, _, _ in here)
+    verdict = "within noise"
+    if 2 * wins > len(here) and not losses:
+        verdict = "beats"
+    elif 2 * losses > len(here) and not wins:
+        verdict = "worse"
+    differences = [difference for difference, *_ in here]
+    low, high, p = here[0][1:]
+    if len(here) > 1:
+        low, high, p = min(differences), max(differences), None
+    votes = (wins, len(here) - wins - losses, losses)
+    return sum(differences) / len(here), low, high, p, votes, verdict
+
+
+# --- the paper beside this run -------------------------------------------------------------------
+
+
+def paper_beside_ours(runs, found):
+    """(header, rows): what the paper reports and the same quantity of this run."""
+    rows = []
+    verdicts = {(f.a, f.b, f.test_set): f.verdict for f in found}
+    planned = set(runs.names())
+    for claim, a, b in PAPER_PAIRS:
+        if a not in planned:
+            rows.append([claim, f"there is no {a} at this scale"])
+            continue
+        parts = []
+        for s in runs.test_sets:
+            change = runs.relative(a, b, s)
+            if change is not None:
+                verdict = verdicts.get((a, b, s), "not tested")
+                parts.append(f"{percent_cell(change, '+.1f', ' %')} on {short_name(s)} ({verdict})")
+        compression = runs.compression(a)
+        where = f", at {100 * compression:.0f} % compression" if parts and compression is not None else ""
+        rows.append([claim, f"{a} against {b}: {', '.join(parts)}{where}" if parts else DASH])
+    students = dict.fromkeys((s[role], s["baseline"]) for s in runs.stages for role in ("progressive", "direct"))
+    rivals = [(s["progressive"], s["direct"]) for s in runs.stages if s["progressive"] != s["direct"]]
+    rows.append(["every student is better than its baseline", _tally(runs, found, students)])
+    rows.append(["the progressive student is better than the direct one", _tally(runs, found, rivals)])
+    return ["the paper", "this run"], rows
+
+
+def _tally(runs, found, pairs):
+    """'lower WER in 3 of 4 pairs on clean (2 beyond noise; 0 worse beyond noise), ...'"""
+    parts = []
+    for s in runs.test_sets:
+        here = [f for f in found if f.test_set == s and (f.a, f.b) in pairs]
+        if here:
+            lower = sum(f.wer_a < f.wer_b for f in here)
+            beats, worse = (sum(f.verdict == verdict for f in here) for verdict in ("beats", "worse"))
+            parts.append(
+                f"lower WER in {lower} of {len(here)} pairs on {short_name(s)} "
+                f"({beats} beyond noise; {worse} worse beyond noise)"
+            )
+    return ", ".join(parts) or DASH

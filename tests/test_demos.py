@@ -1,0 +1,45 @@
+"""Every demo prints, in the process of the tests, what its reader is told to check."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+import mini_pkd
+
+CHECKED = [
+    ("tensor", "d/dx = y @ w^T = [[2.0, 1.0]]"),
+    ("gradcheck", "softmax, gradient 0, random cotangent:  disagreement 1.0e+00"),
+    ("ops", "[0.731 1.762 2.858]"),
+    ("layers", "numbers in all: 22"),
+    ("optimizer", "step   1: gradient norm 6.000, w = 0.0050"),
+    ("fused", "largest relative difference of the two:"),
+    ("simd", "below a tenth of 2^32: 0.100"),
+    ("ragged", "starting at nodes [0 6], 8 in all"),
+    ("seeds", "generator(0, 'masks', 3) draws 330\ngenerator(0, 'masks', 3) draws 330\n"),
+    ("attention", "[ 1.   1.5  2.  10.  15. ]"),
+    ("attention", "[0.333 0.333 0.333]"),
+    ("convolution", "[ 2.5  5.5  8.5 20.5 50.5]"),
+    ("convolution", "max of pairs: [ 2.  3. 20.]"),
+    ("lstm", "[0.2311 0.3176 0.352  0.2311 0.3176]"),
+    ("conformer", "100 rows of 10 ms -> 13 rows of 80 ms"),
+    ("conformer", "the first output row that moves is 6 (50 // 8)"),
+    ("predictor", "become inputs [0 3 1 0 0 2]"),
+    ("transducer", "predictor               4320 parameters"),
+    ("transducer", "50 feature rows -> 7 rows"),
+    ("rnnt_loss", "alpha and beta  4.495667\n  all 3 paths     4.495667"),
+    ("lattice_kl", "0.173287 = 0.173287"),
+    ("lattice_kl", "0.173287, 0.130812"),
+]
+NOT_HERE = {"threads": "it is a benchmark, and ends the pool of threads of its process"}
+
+
+def test_no_demo_is_forgotten():
+    demos = {p.stem for p in Path(mini_pkd.__file__).parent.glob("*.py") if "\ndef demo(" in p.read_text("utf-8")}
+    assert demos == {name for name, _ in CHECKED} | NOT_HERE.keys()
+
+
+@pytest.mark.parametrize("name, expected", CHECKED)
+def test_demo(name, expected, capsys):
+    importlib.import_module(f"mini_pkd.{name}").demo()
+    assert expected in capsys.readouterr().out
