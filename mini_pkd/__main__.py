@@ -7,19 +7,17 @@ from . import __doc__ as about
 COMMANDS = {
     "cascade": "train, decode and score a whole cascade: the main job",
     "transcribe": "speech to text with a trained model, from files or as a stream",
-    "report": "tables and figures from finished runs, one or several side by side",
+    "report": "tables and figures from the results of a run, or of several with different seeds",
     "wer": "score a file of hypotheses against a file of references",
     "corpus": "count utterances, hours and problems of a corpus",
     "download": "fetch LibriSpeech, or parts of it",
-    "bpe": "train a vocabulary of subword units and encode text with it",
-    "warm_up": "compile every kernel once",
 }
 
 
-def demos():
-    """Names of the files that end in a demo."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return [path.stem for path in files if "\ndef demo(" in path.read_text(encoding="utf-8")]
+def files_with(function):
+    """Names of the files that define demo() or main()."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return [path.stem for path in files if f"\ndef {function}(" in path.read_text(encoding="utf-8")]
 
 
 def main():
@@ -28,7 +26,7 @@ def main():
         print(f"  python -m mini_pkd.{name:12s}{what}")
     print("\n--help after any of them tells more.  These print a small demo, to be checked by hand:\n")
     row = "  "
-    for name in demos():
+    for name in files_with("demo"):
         if len(row) + len(name) > 98:
             print(row)
             row = "  "

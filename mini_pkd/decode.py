@@ -178,7 +178,7 @@ def beam_search_readable(model, enc, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=
 
 
 def emission_rows(trace, labels):
-    """The row in which each label of a hypothesis was said, taking from the end back the likeliest way of each row.
+    """The row in which each label of a hypothesis was said: from the last row back, the likeliest way of each.
 
     >>> emission_rows([{(): [(0, -1.2)]}, {(7,): [(0, -0.9), (1, -0.5)]}], [7])  # the way with -0.5: said in row 1
     [1]

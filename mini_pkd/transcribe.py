@@ -123,7 +123,7 @@ class RecogniserStream:
         return self.recogniser.bpe.decode(self.search.push(rows))
 
 
-# --- the command ------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @command("transcribe")

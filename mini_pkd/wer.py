@@ -36,7 +36,7 @@ from .command import Parser, command
 from .edit_distance import count_edits
 from .transcript_file import read_transcript
 
-# --- the edit distance ------------------------------------------------------------------------------
+# --- the edit distance ----------------------------------------------------------------------------
 
 
 def edit_table(reference, hypothesis):

@@ -17,6 +17,13 @@ CHECKED = [
     ("simd", "below a tenth of 2^32: 0.100"),
     ("ragged", "starting at nodes [0 6], 8 in all"),
     ("seeds", "generator(0, 'masks', 3) draws 330\ngenerator(0, 'masks', 3) draws 330\n"),
+    ("features", "c0 rises by 17.54, and sqrt(40) ln 16 = 17.54"),
+    ("specaugment", "24 rows (left to right) x 12 cepstra (top to bottom), 29% hidden"),
+    ("bpe", "decode SHE SHARES SEASHELLS"),
+    ("corpus", "train: 880 utterances, 0 problems"),
+    ("feature_store", "7667 rows of 40 float32: 1226720 bytes"),
+    ("checkpoint", "foreign.npz is not a mini_pkd checkpoint"),
+    ("model_file", "T1 comes back with the same weights: True"),
     ("attention", "[ 1.   1.5  2.  10.  15. ]"),
     ("attention", "[0.333 0.333 0.333]"),
     ("convolution", "[ 2.5  5.5  8.5 20.5 50.5]"),
@@ -30,6 +37,11 @@ CHECKED = [
     ("rnnt_loss", "alpha and beta  4.495667\n  all 3 paths     4.495667"),
     ("lattice_kl", "0.173287 = 0.173287"),
     ("lattice_kl", "0.173287, 0.130812"),
+    ("decode", "P(a) = 0.4 + 0.3 x 0.1 = 0.43     P(b) = 0.3 + 0.3 x 0.9 = 0.57"),
+    ("decode", "merged from 0.30 with 0 said in row 1 and 0.27 with 1 said in row 1"),
+    ("fast_beam", "readable:  P(b) = 0.57   P(a) = 0.43\nfast:      P(b) = 0.57   P(a) = 0.43"),
+    ("wer", "u2: ONE/ONE  -/TWO  TWO/TWO  THREE/THREE    Edits(substitutions=0, deletions=0, insertions=1)"),
+    ("wer", "+20.00 points, 95 % interval +0.00 to +50.00, p = 0.5867"),
 ]
 NOT_HERE = {"threads": "it is a benchmark, and ends the pool of threads of its process"}
 

@@ -183,7 +183,7 @@ def test_bad_input_is_one_sentence(call, word):
     assert "\n" not in str(error.value)
 
 
-# --- each kernel alone ------------------------------------------------------------------------------
+# --- each kernel alone ----------------------------------------------------------------------------
 
 
 def test_log_add_equals_numpy():

@@ -302,7 +302,7 @@ def test_interrupting_files_is_130_and_a_microphone_keeps_its_text(run, monkeypa
     assert run("model.npz", "a.wav") == (130, [], ["transcribe: stopped."])
 
 
-# --- as a program ----------------------------------------------------------------------------------
+# --- as a program ---------------------------------------------------------------------------------
 
 
 def test_the_training_loop_is_not_needed():
