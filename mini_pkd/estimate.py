@@ -1,7 +1,7 @@
 """What a cascade would need, before it is run: `python -m mini_pkd.cascade --dry-run`.
 
 Parameters are exact.  Memory and time are estimates: memory from the arrays that a training keeps, time from the
-floating-point operations of the model (scales.training_flop), counted by hand, over a part of the speed at which this
+floating-point operations of the model (training_flop), counted by hand, over a part of the speed at which this
 machine multiplies matrices just now.
 """
 
@@ -17,11 +17,11 @@ from . import UserError
 from .corpus_folder import find_parts, read_part
 from .feature_store import FeatureStore
 from .lattice_walk import chunk_rows
-from .scales import count_parameters, training_flop
 from .threads import control_groups, matmul
+from .transducer import count_parameters
 
 MEMINFO = Path("/proc/meminfo")
-UTILISATION = 0.35  # of the speed of matrix products: a round guess, by which `small` took 0.7 to 0.9 of what it said
+UTILISATION = 0.35  # of the speed of matrix products that a training reaches: a round guess
 
 
 def describe(cascade, jobs):
@@ -33,7 +33,6 @@ def describe(cascade, jobs):
     if not len(frames):
         raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
     labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
-    nodes = np.ceil(frames / 8) * (labels + 1)
     speed = UTILISATION * _matrix_speed()
     lines = [
         f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
@@ -44,6 +43,7 @@ def describe(cascade, jobs):
     seconds = []
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
+        nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)
         again = float((nodes > chunk_rows(config.symbols, config.joint_width, teacher is not None)).mean())
         flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
         seconds.append(flop / speed)
@@ -69,7 +69,7 @@ def _training_set(cascade, sample=2000):
         return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
     if not cascade.data.is_dir():
         n = 281241  # LibriSpeech's mean utterance: 12.3 s, 33 words
-        return np.full(n, 1229), np.full(n, 33), f"as in LibriSpeech, for {cascade.data} is not there"
+        return np.full(n, 1229), np.full(n, 33), f"as in LibriSpeech, because {cascade.data} is not there"
     utterances = [u for folder in find_parts(cascade.data)["train"] for u in read_part(folder)[0]]
     step = max(1, len(utterances) // sample)
     frames = []
@@ -117,7 +117,7 @@ def memory_free():
 
 
 def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
-    """A UserError before anything is built, where the system would kill the run in the middle.
+    """Raise a UserError before anything is built if the system would end the run in the middle for want of memory.
 
     gigabytes: what may be used, if the user knows better than memory_free.
     """
@@ -149,3 +149,48 @@ def _duration(seconds):
         if seconds >= 2 * size:
             return f"{seconds / size:5.1f} {unit:4s}"
     return f"{seconds:5.1f} s   "
+
+
+# --- floating-point operations, counted by hand ---------------------------------------------------
+
+
+def forward_flop(config, frames, labels, nodes):
+    """Floating-point operations of a forward pass: an estimate by hand, two for every multiply-add.
+
+    frames, labels and nodes are totals over the utterances: feature rows of 10 ms, label ids, lattice nodes
+    T' (U + 1).  Only matrix products, attention and the depthwise convolution count; the rest is memory
+    traffic.  One block of width 1 (4 times expanded, window 1, kernel 1) without pooling, an LSTM of width 1,
+    V = 3, J = 1, one frame, one label, two nodes:
+
+        feed-forward 2 x (4 + 4), attention 3 + 1 and 3 x window, convolution 2 + 1 and kernel,
+        input 40, to the joint 1                                                             = 68
+        LSTM 4 x (1 + 1), to the joint 1                                                     =  9
+        logits 3 per node                                                                    =  6
+
+    >>> from mini_pkd.conformer import ConformerConfig
+    >>> from mini_pkd.transducer import TransducerConfig
+    >>> config = TransducerConfig(ConformerConfig(40, 1, 1, 1, 1, 1, 4, pools=0), 3, 1, 1, 1)
+    >>> forward_flop(config, frames=1, labels=1, nodes=2) == 2 * (68 + 9 + 6)
+    True
+    """
+    e, V, J, L = config.encoder, config.symbols, config.joint_width, config.lstm_width
+    D = e.width
+    block = 4 * e.expansion * D * D + 4 * D * D + 3 * e.window * D + 3 * D * D + e.kernel * D
+    rates = sum(0.5 ** min(i, e.pools) for i in range(e.blocks))  # rows of all blocks together, per frame
+    encoder = frames * (e.features * D + rates * block + 0.5**e.pools * D * J)
+    lstm = labels * (sum(4 * L * ((J if i == 0 else L) + L) for i in range(config.lstm_layers)) + L * J)
+    return 2 * (encoder + lstm + nodes * V * J)
+
+
+def training_flop(config, frames, labels, nodes, teacher=None, logits_again=0.0):
+    """Floating-point operations of training: forward, twice that backward (by inputs and by weights), teacher forward.
+
+    logits_again: at this share of the nodes the student's logits are computed twice rather than kept (lattice_walk.py).
+    """
+    networks = [config] if teacher is None else [config, teacher]
+    again = 2 * logits_again * nodes * config.symbols * config.joint_width
+    return (
+        2 * forward_flop(config, frames, labels, nodes)
+        + again
+        + sum(forward_flop(c, frames, labels, nodes) for c in networks)
+    )

@@ -3,6 +3,10 @@
 import signal
 
 
+class Interrupted(Exception):
+    """The user or the system asked to stop; everything is saved and the same command continues."""
+
+
 class StopSignal:
     """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
 

@@ -3,7 +3,7 @@
 numba compiles a kernel at its first call and keeps the machine code in a cache on disk.  The code that is run right
 after compiling and the code that later processes load from the cache are not always the same: here the backward
 pass of attention and the LSTM differed in the last bit.  A run that compiled, was killed and continued would
-then not end in the same bits.  So nobody who trains compiles: this process does, and the cache serves all.
+then not end in the same bits.  So a process that trains never compiles: this one does, and fills the cache for all.
 """
 
 import subprocess

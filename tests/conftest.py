@@ -5,6 +5,9 @@ import os
 for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+from chirps import copy, data, finished  # noqa: E402, F401
+from handful import handful  # noqa: E402, F401
+
 
 def pytest_configure():
     """Compile the kernels of training in another process, so that this one loads them like everybody else.

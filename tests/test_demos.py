@@ -42,6 +42,9 @@ CHECKED = [
     ("fast_beam", "readable:  P(b) = 0.57   P(a) = 0.43\nfast:      P(b) = 0.57   P(a) = 0.43"),
     ("wer", "u2: ONE/ONE  -/TWO  TWO/TWO  THREE/THREE    Edits(substitutions=0, deletions=0, insertions=1)"),
     ("wer", "+20.00 points, 95 % interval +0.00 to +50.00, p = 0.5867"),
+    ("scales", "  T1   127.732 M  taught by -\n  S1    78.983 M  taught by T1"),
+    ("train", "WER 0.00"),
+    ("train", "said: RED GREEN BLUE   understood: RED GREEN BLUE"),
 ]
 NOT_HERE = {"threads": "it is a benchmark, and ends the pool of threads of its process"}
 

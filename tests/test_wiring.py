@@ -29,10 +29,12 @@ from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients
 from mini_pkd.layers import NO_DROPOUT, DropoutKeys
 from mini_pkd.model_file import load_model
 from mini_pkd.optimizer import Adam, learning_rate
+from mini_pkd.prepared_corpus import Part
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
 from mini_pkd.tensor import is_recording, no_grad
+from mini_pkd.training_state import MAX_BAD_STEPS
 from mini_pkd.transcript_file import read_transcript, write_transcript
 from mini_pkd.transducer import Transducer
 
@@ -82,7 +84,7 @@ def parts(corpus, tmp_path_factory):
     stores = [FeatureStore.build(tmp_path_factory.mktemp("stores") / role, utterances[role]) for role in utterances]
     for store in stores:
         store.normaliser = estimate_normaliser(stores[:1])
-    (training, _), (dev, _) = (train.Part.encode(store, bpe, UNUSUAL.max_frames) for store in stores)
+    (training, _), (dev, _) = (Part.encode(store, bpe, UNUSUAL.max_frames) for store in stores)
     assert not set(training.store.ids) & set(dev.store.ids)
     return training, dev, bpe
 
@@ -110,7 +112,7 @@ def loss_by_hand(model, part):
     return np.mean(losses)
 
 
-# --- what the networks are given ------------------------------------------------------------------------------------
+# --- what the networks are given ------------------------------------------------------------------
 
 
 class Keys:
@@ -267,7 +269,7 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
     assert looks == [False, False, True, True]
 
 
-# --- what becomes of it -----------------------------------------------------------------------------------------------
+# --- what becomes of it ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mixing", ["add", "convex"])
@@ -387,7 +389,7 @@ class Unsound(FeatureStore):
 def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(parts, tmp_path):
     training, dev, bpe = parts
     unsound = dataclasses.replace(training, store=Unsound(training.store.folder, training.store.normaliser))
-    epochs = train.MAX_BAD_STEPS + 3
+    epochs = MAX_BAD_STEPS + 3
     settings = dataclasses.replace(UNUSUAL, epochs=epochs, batch_utterances=1, curriculum_epochs=0)
     result = train.train(new_model(bpe), unsound, dev, bpe, settings, tmp_path, 7, "S1", progress=False)
     assert result["skipped_updates"] == epochs and result["updates"] == epochs * (len(training.indices) - 1)
@@ -403,11 +405,11 @@ def test_an_utterance_counts_as_many_rows_as_the_encoder_makes_of_it(frames):
     store = types.SimpleNamespace(
         ids=["fits", "one more"], texts=texts, lengths=np.array([frames, frames]), folder="here"
     )
-    kept, problems = train.Part.encode(store, bpe)
+    kept, problems = Part.encode(store, bpe)
     assert kept.indices.tolist() == [0] and [p.where for p in problems] == ["one more"]
 
 
-# --- the cascade -----------------------------------------------------------------------------------------------------
+# --- the cascade ----------------------------------------------------------------------------------
 
 
 STILL = ("vocab_size=5", "epochs=1", "peak_rate=1e-30", "beam=3", "batch_utterances=20", "dropout=0", "time_masks=0",
@@ -467,7 +469,7 @@ def test_the_dev_score_is_that_of_the_dev_set(lesson, corpus, parts):
 
     def loss(role):
         store = FeatureStore.build(lesson.parent / "by hand" / role, read_part(corpus / role)[0], normaliser)
-        return loss_by_hand(model, train.Part.encode(store, bpe)[0])
+        return loss_by_hand(model, Part.encode(store, bpe)[0])
 
     expected = {role: loss(role) for role in CORPUS}
     others = [expected[role] for role in CORPUS if role != "dev"]
@@ -505,17 +507,17 @@ def test_every_student_learns_from_its_own_teacher(still, corpus):
     models = {name: load_model(still[0] / name / "model.npz")[0] for name in results_of(still[0])}
     _, normaliser, bpe, _ = load_model(still[0] / "T1" / "model.npz")
     store = FeatureStore.build(still[0].parent / "by hand" / "train", read_part(corpus / "train")[0], normaliser)
-    batch = train.Part.encode(store, bpe)[0].batch(range(len(store)))
+    batch = Part.encode(store, bpe)[0].batch(range(len(store)))
 
     def kl(student, teacher):
         pair = models[student], models[teacher]
         return train.lattice_loss(*pair, batch, batch.features, TINY.settings)[2].mean()
 
-    for plan in TINY.models():
-        logged = float(log_of(still[0] / plan.name)[0]["kl"])
-        others = set(models) - {plan.name, plan.teacher}
-        assert logged == (pytest.approx(kl(plan.name, plan.teacher), rel=1e-3) if plan.teacher else 0)
-        assert all(kl(plan.name, other) != pytest.approx(logged, rel=1e-2) for other in others)
+    for model in TINY.models():
+        logged = float(log_of(still[0] / model.name)[0]["kl"])
+        others = set(models) - {model.name, model.teacher}
+        assert logged == (pytest.approx(kl(model.name, model.teacher), rel=1e-3) if model.teacher else 0)
+        assert all(kl(model.name, other) != pytest.approx(logged, rel=1e-2) for other in others)
 
 
 def decoded(out, corpus, beam, max_symbols):

@@ -53,9 +53,9 @@ class Decoder:
 
     def _corpus(self, scale, utterances):
         from mini_pkd.audio_file import read_audio
-        from mini_pkd.cascade import REPOSITORY
         from mini_pkd.corpus_folder import find_parts, read_part
         from mini_pkd.features import Normaliser, mfcc
+        from mini_pkd.prepared_corpus import REPOSITORY
 
         parts = find_parts(REPOSITORY / scale.settings.data)
         role = next(role for role in ("test-clean", "test-other", "dev", "train") if parts.get(role))
@@ -114,7 +114,7 @@ def work(arguments):
 
 def run(size, threads, arguments):
     """Rows of the table: the encoder alone, greedy, beams."""
-    from mini_pkd.cascade import REPOSITORY
+    from mini_pkd.prepared_corpus import REPOSITORY
 
     path = arguments.model or REPOSITORY / "runs" / size / "T1" / "model.npz"
     path = Path(path).resolve() if Path(path).exists() or arguments.model else None

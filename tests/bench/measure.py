@@ -166,7 +166,7 @@ def heading(module, argv):
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from mini_pkd.cascade import machine
+    from mini_pkd.run_folder import machine
 
     versions = []
     for package in ("numpy", "numba", "torch"):

@@ -55,10 +55,9 @@ UTTERANCES = 480  # of the corpus, to choose a batch from
 def corpus_batch(scale, number=None):
     """A real batch, and the vocabulary's size: a median one of training, or `number` utterances of 2 to 6 s."""
     from mini_pkd.bpe import BPE, word_counts
-    from mini_pkd.cascade import REPOSITORY
     from mini_pkd.corpus_folder import find_parts, read_part
     from mini_pkd.feature_store import FeatureStore, estimate_normaliser
-    from mini_pkd.train import Part
+    from mini_pkd.prepared_corpus import REPOSITORY, Part
 
     settings = scale.settings
     found = [u for folder in find_parts(REPOSITORY / settings.data)["train"] for u in read_part(folder)[0]]

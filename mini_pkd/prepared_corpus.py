@@ -1,0 +1,159 @@
+"""A corpus prepared in one call: its vocabulary, its normaliser, and each part as training and decoding want it.
+
+    corpus = prepare_corpus("data_small/numbers", "runs/features", TINY.settings)
+    corpus.bpe, corpus.normaliser           of the training set alone
+    corpus.train, corpus.dev                Parts: batches with labels
+    corpus.tests["test-clean"]              a FeatureStore: test sets keep their texts, and every utterance
+
+The features are computed once and kept on disk (feature_store.py); the second call takes a moment.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import UserError
+from .bpe import BPE, word_counts
+from .command import printable
+from .conformer import ConformerConfig
+from .corpus import collate, epoch_batches, usable_utterances
+from .corpus_folder import Problem, find_parts, missing_roles, read_part
+from .feature_store import FeatureStore, estimate_normaliser
+from .features import Normaliser
+
+TEST_SETS = ("test-clean", "test-other")
+REPOSITORY = Path(__file__).resolve().parent.parent
+REDUCTION = 2**ConformerConfig.pools  # feature rows per row of the encoder
+
+
+@dataclass
+class Part:
+    """A feature store with the label ids of its utterances, and which of them can be used."""
+
+    store: FeatureStore
+    targets: list  # one int64 array per utterance, None where the vocabulary lacks a character
+    indices: np.ndarray
+
+    @classmethod
+    def encode(cls, store, bpe, max_frames=None, reduction=REDUCTION, strict=False):
+        """-> (Part, problems): utterances with unknown characters or that no lattice can hold are left out and listed.
+
+        strict: a transcript with unknown characters raises.
+        """
+        targets, spelled, problems = [], [], []
+        for i, text in enumerate(store.texts):
+            try:
+                targets.append(np.array(bpe.encode(text), dtype=np.int64))
+                spelled.append(i)
+            except UserError as error:
+                targets.append(None)
+                problems.append(Problem(store.ids[i], str(error)))
+        if strict and problems:
+            raise UserError(f"utterance {problems[0]} (leave out --strict to skip and list it).")
+        lengths = np.asarray(store.lengths)[spelled]
+        label_lengths, ids = [len(targets[i]) for i in spelled], [store.ids[i] for i in spelled]
+        kept, misfits = usable_utterances(lengths, label_lengths, reduction, max_frames, ids)
+        problems += misfits
+        if not kept:
+            raise UserError(
+                f"no utterance in {store.folder} can be used; the first problem is {problems[0]}: "
+                f"check transcripts, or raise max_frames."
+            )
+        kept = np.array(spelled, dtype=np.int64)[kept]
+        return cls(store, targets, kept), problems
+
+    def batch(self, indices):
+        """The ragged Batch of these utterances."""
+        return collate(self.store, indices, self.targets)
+
+    def batches(self, max_frames, max_utterances, **options):
+        """Groups of indices; see corpus.epoch_batches."""
+        return epoch_batches(self.store.lengths, max_frames, max_utterances, indices=self.indices, **options)
+
+
+@dataclass
+class PreparedCorpus:
+    """What `prepare_corpus` returns."""
+
+    bpe: BPE
+    normaliser: Normaliser
+    train: Part
+    dev: Part
+    tests: dict  # {test set: FeatureStore}
+    problems: list  # of utterances and files that were left out
+
+
+def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION, strict=False, progress=True,
+                   say=None):  # fmt: skip
+    """A folder in LibriSpeech's layout -> PreparedCorpus.
+
+    features    folder below which the features of each part are kept
+    settings    Settings: vocab_size, max_frames and feature_type are read here
+    make_bpe    training utterances -> BPE; by default a new one is trained
+    strict      the first utterance that cannot be used is a UserError, not a Problem
+    say         is called with a sentence about what the corpus lacks, and one about what it has
+    """
+    found = find_parts(data)
+    missing = missing_roles(found)
+    if missing and say:
+        say(missing)
+    utterances, problems = {}, []
+    for role, folders in found.items():
+        utterances[role] = []
+        for folder in folders:
+            read, bad = read_part(folder, strict)
+            utterances[role] += read
+            problems += bad
+    if make_bpe is None:
+        bpe = BPE.train(word_counts(utterance.text for utterance in utterances["train"]), settings.vocab_size, progress)
+    else:
+        bpe = make_bpe(utterances["train"])
+    stores = {}
+    for role, listed in utterances.items():
+        if listed:
+            stores[role] = FeatureStore.build(
+                features_folder(features, data, role, settings.feature_type),
+                listed,
+                dtype=np.dtype(settings.feature_type),
+                strict=strict,
+                label=f"features of {role}" if progress else None,
+            )
+            problems += [Problem(f"{role} {p.where}", p.reason) for p in stores[role].problems]
+    normaliser = estimate_normaliser([stores["train"]])
+    for store in stores.values():
+        store.normaliser = normaliser
+    parts = {}
+    for role in ("train", "dev"):
+        parts[role], bad = Part.encode(stores[role], bpe, settings.max_frames, reduction, strict)
+        problems += [Problem(f"{role} {p.where}", p.reason) for p in bad]
+    # Test sets keep every utterance: characters that no model can write are errors of all models alike.
+    tests = {role: stores[role] for role in TEST_SETS if role in stores}
+    if say:
+        hours = ", ".join(f"{role} {store.num_rows / 360000:.2f} h" for role, store in stores.items())
+        asked = settings.vocab_size
+        fewer = f" (of the {asked} asked for: there is no more to merge)" if bpe.size < asked else ""
+        say(f"{corpus_name(data)}: {hours}; {bpe.size} symbols{fewer}")
+    return PreparedCorpus(bpe, normaliser, parts["train"], parts["dev"], tests, problems)
+
+
+def features_folder(features, data, role, feature_type):
+    """The folder of a part's features, shared by all runs that want the same.
+
+    Two corpora of one name keep apart, and so do two types: their runs would overwrite each other's features.
+    """
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(data))).hexdigest()[:8]
+    return Path(features) / f"{corpus_name(data)}-{role}-{feature_type}-{digest}"
+
+
+def corpus_name(data):
+    """What a corpus is called in a run's files.  realpath, unlike Path.resolve, takes a loop of links for a name."""
+    return printable(os.path.basename(os.path.realpath(data)))
+
+
+def default_data(relative):
+    """data_small/ stands beside the package in a clone; otherwise look from where the user is."""
+    beside = REPOSITORY / relative
+    return beside if beside.is_dir() else Path(relative)

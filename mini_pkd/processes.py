@@ -1,0 +1,118 @@
+"""Models side by side, each trained by a process of its own; and how all of them end together.
+
+Small models do not keep many cores busy: a step has hundreds of short kernels, and handing each of them to all
+threads costs more than it gains.  But most models of a table do not depend on each other, so several are trained at a
+time (`--jobs`), each with its share of the cores.
+
+A process of one model is the same command again, with `--only MODEL --slot N`.  Ctrl-C reaches the parent alone, which
+asks its processes to stop with SIGTERM.  When the parent is gone, however it went, they end as well.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from . import UserError, ctrl_c_is_for_us
+from .stop_signal import Interrupted
+from .threads import usable_cores
+
+ROLES = ("teacher", "progressive", "direct", "baseline")  # students who teach others must not wait behind a baseline
+
+
+def default_jobs(scale):
+    return 1 if scale.name == "full" else min(usable_cores(), 4)
+
+
+@contextlib.contextmanager
+def sigterm_is_ctrl_c():
+    """SIGTERM while features are made ends the command as Ctrl-C does, not with a bare exit status."""
+    before = None
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent():
+    """A process that trains one model must not outlive the command: the next one would train it too.
+
+    The parent holds the other end of our stdin, and so an end of file means that it is gone, however it went.
+    """
+
+    def follow():
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def train_side_by_side(models, jobs, words, stop, finished, when_finished, say):
+    """Start a process per model as soon as its teacher is finished, `jobs` at a time.
+
+    words          arguments of `python -m mini_pkd.cascade` that every process gets
+    stop           StopSignal
+    finished       function of a model's name: does it have its result?
+    when_finished  is called whenever one more has it
+    say            prints a sentence
+    """
+    waiting = sorted(models, key=lambda model: ROLES.index(model.role))
+    running = {}  # name: (slot, process)
+    failed, killed, told = [], {}, False
+    while running or (waiting and not (failed or killed or stop.raised)):
+        for model in list(waiting):
+            ready = model.teacher not in {m.name for m in waiting} | running.keys()
+            if ready and len(running) < jobs and not (failed or killed or stop.raised):
+                slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
+                running[model.name] = slot, _start([*words, "--slot", slot, "--only", model.name], jobs)
+                waiting.remove(model)
+        time.sleep(0.1)
+        if stop.raised and not told:
+            told = True
+            for _, process in running.values():
+                process.terminate()
+        for name, (_, process) in list(running.items()):
+            if process.poll() is not None:
+                process.stdin.close()
+                del running[name]
+                if finished(name):
+                    when_finished()
+                elif not stop.raised:
+                    say(f"{name}: ended early; what is being trained is finished first")
+                    if process.returncode in (0, 1, 2):
+                        failed.append(name)
+                    else:  # by a signal, or it was asked to stop as we are, but by somebody else
+                        killed[name] = -process.returncode if process.returncode < 0 else signal.SIGTERM
+    if stop.raised:
+        raise Interrupted
+    if failed or killed:
+        raise UserError(_reasons(failed, killed))
+
+
+def _start(words, jobs):
+    threads = str(max(1, usable_cores() // jobs))
+    environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    with ctrl_c_is_for_us():  # what we want of the process it hears as SIGTERM
+        return subprocess.Popen(
+            [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
+            env=environment,
+            stdin=subprocess.PIPE,  # see end_with_parent
+        )
+
+
+def _reasons(failed, killed):
+    reasons = [f"training of {', '.join(failed)} ended early: do what its message above says"] if failed else []
+    for name, number in killed.items():
+        less = ", with a smaller --jobs if memory has run out" if number == signal.SIGKILL else ""
+        reasons.append(
+            f"training of {name} was ended from outside (signal {number}, {signal.strsignal(number)}): "
+            f"give the same command again{less}"
+        )
+    return "; ".join(reasons) + "; it continues where it was last saved, finished models are kept."

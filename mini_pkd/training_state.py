@@ -1,0 +1,174 @@
+"""What one training must remember, to be stopped at any instant and end in the same bits: training.npz and log.csv.
+
+Everything random is drawn from (seed, model, epoch, step, utterance), so history plays no part: the weights, Adam's two
+moments, the best weights so far and a few counters are the whole state.
+
+A step whose loss or gradient is not finite changes no weights.  After MAX_BAD_STEPS of them in a row, or where even
+the dev loss is not finite, the weights may be beyond repair although each of them still is a number.  Then the
+training has diverged: it stops, and goes on only with another peak rate, from its best weights so far, which had a
+finite dev loss.  From which step on which rate was used stands in the checkpoint, the log and the results.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+from . import UserError, checkpoint
+
+MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
+LOG_COLUMNS = (
+    "epoch", "step", "updates", "loss", "rnnt", "kl", "gradient_norm", "skipped", "peak_rate", "dev_loss", "dev_wer",
+    "seconds",
+)  # fmt: skip
+
+
+class Diverged(UserError):
+    """A training came to numbers that are not finite and needs a lower rate to go on."""
+
+
+class TrainingState:
+    """Weights (in `adam`), the best ones so far, and counters; `restore` continues what another process has saved."""
+
+    SAVED = (
+        "step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "best", "seconds", "sums", "smooth_loss", "rows",
+        "peak_rates",
+    )  # fmt: skip
+
+    def __init__(self, adam, folder, name, peak_rate):
+        self.adam, self.name, self.peak_rate = adam, name, peak_rate
+        self.path, self.log_path = Path(folder) / "training.npz", Path(folder) / "log.csv"
+        self.step, self.epoch, self.done_in_epoch, self.skipped, self.bad_in_a_row = 0, 0, 0, 0, 0
+        self.peak_rates = [[1, peak_rate]]  # [first step, rate]
+        self.best = [math.inf, math.inf]  # dev WER, dev loss
+        self.best_values = adam.values.copy()
+        self.rows = []  # of the log
+        self.sums = [0.0] * 5  # of this epoch: steps, loss, RNN-T, KL, gradient norm
+        self.smooth_loss = 0.0
+        self.seconds, self.saved_at = 0.0, time.monotonic()
+
+    # --- what happens in a training ---------------------------------------------------------------
+
+    def count_step(self, means):
+        """A step is done.  means: of its loss, RNN-T, KL and gradient norm; None: not finite, no weight was changed."""
+        self.step += 1
+        self.done_in_epoch += 1
+        if means is None:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row >= MAX_BAD_STEPS:
+                self.diverge()
+            return
+        self.bad_in_a_row = 0
+        self.sums = [total + x for total, x in zip(self.sums, (1.0, *means), strict=True)]
+        self.smooth_loss = means[0] if not self.smooth_loss else 0.95 * self.smooth_loss + 0.05 * means[0]
+
+    def diverge(self):
+        """Save, so that the next command knows, and stop."""
+        self.bad_in_a_row = MAX_BAD_STEPS
+        self.save()
+        raise Diverged(
+            f"{self.name} has diverged: at step {self.step} the loss or its gradient was not finite, {MAX_BAD_STEPS} "
+            f"times in a row or on the dev set: lower peak_rate, and it goes on from its best weights so far"
+        )
+
+    def keep_best(self, dev_loss, dev_wer):
+        """The weights as they are now are the best ones so far."""
+        self.best = [dev_wer, dev_loss]
+        self.best_values = self.adam.values.copy()
+
+    def end_epoch(self, dev_loss=None, dev_wer=None):
+        """A line for the log, and save."""
+        self.epoch, self.done_in_epoch = self.epoch + 1, 0
+        n = max(1.0, self.sums[0])
+        means = [round(x / n, 4) for x in self.sums[1:]]
+        self.sums = [0.0] * 5
+        dev = [None if x is None else round(x, 4) for x in (dev_loss, dev_wer)]
+        seconds = round(self.seconds + time.monotonic() - self.saved_at, 1)
+        row = [self.epoch, self.step, self.adam.steps, *means, self.skipped, self.peak_rates[-1][1], *dev, seconds]
+        self.rows.append(row)
+        lines = [",".join("" if x is None else str(x) for x in row) for row in self.rows]
+        checkpoint.write_text_atomic(self.log_path, "\n".join([",".join(LOG_COLUMNS), *lines]) + "\n")
+        self.save()
+
+    def finish(self):
+        """The best weights into the model; what there is to say about the training."""
+        self.adam.values[:] = self.best_values
+        return {
+            "updates": self.adam.steps,
+            "skipped_updates": self.skipped,
+            "peak_rates": self.peak_rates,
+            "seconds": round(self.seconds, 1),
+            "best_dev_wer": self.best[0],
+            "best_dev_loss": self.best[1],
+        }
+
+    # --- training.npz -----------------------------------------------------------------------------
+
+    def save(self):
+        now = time.monotonic()
+        self.seconds += now - self.saved_at
+        self.saved_at = now
+        meta = {key: getattr(self, key) for key in self.SAVED}
+        meta["best"] = [None if math.isinf(x) else x for x in self.best]
+        meta["adam_steps"] = self.adam.steps
+        checkpoint.save(self.path, {**self.adam.state(), "best": self.best_values}, meta)
+
+    def save_every(self, minutes):
+        if time.monotonic() - self.saved_at > 60 * minutes:
+            self.save()
+
+    def restore(self):
+        """Continue from training.npz if it is there."""
+        if not self.path.exists():
+            return
+        arrays, meta = checkpoint.load(self.path)
+        meta.setdefault("peak_rates", [[1, self.peak_rate]])  # not in files of version 0.1
+        try:
+            if arrays["values"].shape != self.adam.values.shape:
+                raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
+            _check(arrays, meta, self.adam.values)
+            self.adam.restore(arrays, meta["adam_steps"])
+            self.best_values = arrays["best"]
+            for key in self.SAVED:
+                setattr(self, key, meta[key])
+            self.best = [math.inf if x is None else x for x in meta["best"]]
+            diverged, rate = self.bad_in_a_row >= MAX_BAD_STEPS, self.peak_rates[-1][1]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(f"{self.path} is no state of a training: delete it to train {self.name} anew.") from None
+        if self.peak_rate != rate:
+            self.peak_rates.append([self.step + 1, self.peak_rate])
+            if diverged:
+                self.adam.restore({"values": self.best_values, "m": 0, "v": 0}, self.adam.steps)
+                self.bad_in_a_row = 0
+        elif diverged:  # doing the same again would end the same
+            self.diverge()
+
+
+def _check(arrays, meta, values):
+    """What `save` wrote has these types; anything else is a KeyError, TypeError or ValueError.
+
+    Comparing before converting keeps NaN and whole numbers too long for a float out.
+    """
+    diverged = meta["bad_in_a_row"] >= MAX_BAD_STEPS  # then only the best weights are still good
+    for key in ("values", "m", "v", "best"):
+        array = arrays[key]
+        finite = np.isfinite(array).all() or (diverged and key != "best")
+        if array.shape != values.shape or array.dtype != values.dtype or not finite:
+            raise ValueError("no weights or moments of this model")
+    counters = [meta[key] for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "adam_steps")]
+    numbers = [meta["seconds"], *meta["sums"], *(x for x in meta["best"] if x is not None)]
+    cells = [x for row in meta["rows"] for x in row if x is not None]
+    if not (
+        (diverged or arrays["v"].min() >= 0)
+        and all(type(x) is int and 0 <= x < 2**53 for x in counters)
+        and all(type(x) in (int, float) and -1e300 < x < 1e300 for x in numbers)
+        and all(type(x) in (int, float) for x in cells)
+        and isinstance(meta["sums"], list) and len(meta["sums"]) == 5
+        and isinstance(meta["best"], list) and len(meta["best"]) == 2
+        and isinstance(meta["rows"], list) and all(len(row) == len(LOG_COLUMNS) for row in meta["rows"])
+        and len(meta["peak_rates"]) > 0
+        and all(type(step) is int and type(rate) is float and 0 < rate < 1e300 for step, rate in meta["peak_rates"])
+    ):  # fmt: skip
+        raise ValueError("no state of a training")

@@ -1,0 +1,35 @@
+"""stop_signal.py: Ctrl-C and SIGTERM raise a flag, the second Ctrl-C means now, and signals are given back."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from mini_pkd.stop_signal import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_flag_instead_of_an_exception(number):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.raised
+        os.kill(os.getpid(), number)
+        assert stop.raised
+        os.kill(os.getpid(), signal.SIGTERM)  # asking twice is no reason to lose work
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    raised = []
+
+    def work():
+        with StopSignal() as stop:
+            raised.append(stop.raised)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert raised == [False]

@@ -1,0 +1,77 @@
+"""training.npz: what is no state of this training is refused, whatever somebody did to it."""
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+from handful import SETTINGS, SIZE, StopAfter, new_model
+from test_model_file import mutated
+
+from mini_pkd import UserError, checkpoint, train
+from mini_pkd.optimizer import Adam, learning_rate
+from mini_pkd.training_state import TrainingState
+
+
+def new_state(bpe, folder, size=SIZE):
+    return TrainingState(Adam(new_model(bpe, size=size), SETTINGS.clip), folder, "S1", SETTINGS.peak_rate)
+
+
+def test_a_checkpoint_of_another_size_is_refused(handful, tmp_path):
+    part, bpe, _ = handful
+    with pytest.raises(train.Interrupted):
+        train.train(new_model(bpe), part, part, bpe, SETTINGS, tmp_path, 0, "S1", None, StopAfter(0), progress=False)
+    other = new_model(bpe, size=dataclasses.replace(SIZE, width=32))
+    with pytest.raises(UserError, match="another size"):
+        train.train(other, part, part, bpe, SETTINGS, tmp_path, 0, "S1", progress=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_state_changed_by_hand_is_refused_or_can_be_continued(handful, tmp_path, seed):
+    """100 mutations each: no exception but UserError, at once or in what the loop does with the state."""
+    _, bpe, _ = handful
+    size = dataclasses.replace(SIZE, width=8, heads=2, joint_width=8, lstm_width=8)
+    state = new_state(bpe, tmp_path, size)
+    state.adam.gradients[:] = 1.0
+    state.adam.step(0.1)
+    state.keep_best(4.0, 0.5)
+    state.end_epoch(4.0, 0.5)
+    state.end_epoch()
+    arrays, meta = checkpoint.load(state.path)
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(100):
+        broken = mutated(meta, rng)
+        checkpoint.save(state.path, arrays, broken)
+        state = new_state(bpe, tmp_path, size)
+        try:
+            state.restore()
+        except UserError as error:
+            assert "training.npz is no state of a training: delete it to train S1 anew." in str(error)
+            refused += 1
+            continue
+        state.adam.gradients[:] = 1.0
+        state.adam.step(learning_rate(state.step + 1, 100, 0.1, 10))
+        state.sums[0] += 1.0
+        state.keep_best(3.0, 0.25)
+        state.end_epoch(3.0, 0.25)
+        assert np.isfinite(state.adam.values).all() and json.dumps(state.finish())
+    assert 50 < refused < 100
+
+
+@pytest.mark.parametrize("name", ["values", "m", "v", "best"])
+def test_arrays_of_a_state_that_are_none_of_this_model(handful, tmp_path, name):
+    _, bpe, _ = handful
+    state = new_state(bpe, tmp_path)
+    state.save()
+    arrays, meta = checkpoint.load(state.path)
+    spoiled = arrays[name].copy()
+    spoiled[3] = np.nan
+    broken = [arrays | {name: array} for array in (spoiled[:1], spoiled, arrays[name].astype(np.float64))]
+    broken.append({key: array for key, array in arrays.items() if key != name})
+    broken.append(arrays | {"v": -np.ones_like(spoiled)})  # a variance
+    for spoiled_arrays in broken:
+        checkpoint.save(state.path, spoiled_arrays, meta)
+        with pytest.raises(UserError, match="another size|no state of a training"):
+            state.restore()
