@@ -58,7 +58,7 @@ def some_digits(rng, count):
     while len(words) < count:
         digit = int(rng.integers(10))
         if words[-2:-1] == ["DOUBLE"] and digit == before:
-            continue                                             # not DOUBLE EIGHT EIGHT
+            continue  # not DOUBLE EIGHT EIGHT
         before = digit
         word = DIGITS[digit] if digit else zero
         if digit and count - len(words) >= 2 and rng.random() < 0.11:
@@ -70,24 +70,26 @@ def some_digits(rng, count):
 
 def numbers(rng):
     """A function that draws one utterance of the numbers corpus."""
+
     def draw():
         while True:
             kind = rng.random()
-            if kind < 0.27:                                      # FOUR OH SEVEN DOUBLE NINE
+            if kind < 0.27:  # FOUR OH SEVEN DOUBLE NINE
                 words = some_digits(rng, int(rng.integers(3, 8)))
-            elif kind < 0.50:                                    # TWELVE THOUSAND AND SIXTY
+            elif kind < 0.50:  # TWELVE THOUSAND AND SIXTY
                 top = (1000, 10_000, 100_000, 1_000_000)[int(rng.integers(4))]
                 words = cardinal(int(rng.integers(top // 10, top)))
-            elif kind < 0.64:                                    # SEVENTEEN POINT FOUR TWO
+            elif kind < 0.64:  # SEVENTEEN POINT FOUR TWO
                 whole = below_hundred(int(rng.integers(100)))
                 words = whole + ["POINT"] + some_digits(rng, int(rng.integers(1, 4)))
-            else:                                                # NINETEEN EIGHTY FOUR TWELVE
+            else:  # NINETEEN EIGHTY FOUR TWELVE
                 words = []
                 for _ in range(int(rng.integers(2, 5))):
                     low = 10 if rng.random() < 0.6 else 20
                     words += below_hundred(int(rng.integers(low, 20 if low == 10 else 100)))
             if 3 <= len(words) <= 8:
                 return words
+
     return draw
 
 
@@ -128,16 +130,16 @@ SLOTS = {
     "several": "two | MANY",
     "clock": "AT two O'CLOCK | AT two | AT HALF PAST two",
     "soon": "TODAY | TONIGHT | TOMORROW | TOMORROW MORNING | ON day | THIS AFTERNOON | THIS EVENING | "
-            "NEXT (WEEK | MONTH | YEAR) | AFTER meal | BEFORE meal | clock",
+    "NEXT (WEEK | MONTH | YEAR) | AFTER meal | BEFORE meal | clock",
     "ago": "YESTERDAY | YESTERDAY MORNING | LAST NIGHT | LAST (WEEK | MONTH | YEAR) | ON day",
     "usual": "EVERY (DAY | MORNING | EVENING | WEEK | day) | AFTER meal | BEFORE meal",
     "often": "ALWAYS | OFTEN | NEVER",
     "do": "READ A BOOK | READ my LETTER | PLAY A GAME | COOK meal | WASH THE (CUPS | CAR) | WRITE A LETTER | "
-          "HELP him | VISIT him | WALK TO THE place | BUY SOME food | CALL him | SWIM IN THE RIVER | "
-          "WATCH A MOVIE | CLEAN THE room | GO TO city | MEET him AT THE place",
+    "HELP him | VISIT him | WALK TO THE place | BUY SOME food | CALL him | SWIM IN THE RIVER | "
+    "WATCH A MOVIE | CLEAN THE room | GO TO city | MEET him AT THE place",
     "doing": "READING A (BOOK | LETTER) | PLAYING A GAME | COOKING meal | WASHING THE (CUPS | CAR) | "
-             "WATCHING (A | THE kind) MOVIE | SLEEPING | WAITING FOR him | "
-             "WALKING TO THE place | EATING food | LOOKING FOR my thing",
+    "WATCHING (A | THE kind) MOVIE | SLEEPING | WAITING FOR him | "
+    "WALKING TO THE place | EATING food | LOOKING FOR my thing",
 }
 
 TEMPLATES = """
@@ -285,7 +287,7 @@ def parse(text):
     >>> parse("STOP (IT | the thing) NOW")
     ['STOP', [['IT'], ['the', 'thing']], 'NOW']
     """
-    stack = [[[]]]                                     # open choices; the lowest is the template itself
+    stack = [[[]]]  # open choices; the lowest is the template itself
     for token in re.findall(r"[A-Za-z']+|[(|)]", text):
         if token == "(":
             stack.append([[]])
@@ -326,7 +328,7 @@ def sentences(rng):
             words = expand(templates[rng.integers(len(templates))])
             for here, after in enumerate(words[1:]):
                 if words[here] == "A" and after[0] in "AEIOU":
-                    words[here] = "AN"                 # AN UMBRELLA
+                    words[here] = "AN"  # AN UMBRELLA
             odd = {word for word in words if words.count(word) > 1} - may_repeat
             # Neither LONDON TO LONDON nor ANNA AND ANNA, and nothing twice.
             if 3 <= len(words) <= 10 and not odd and tuple(words) not in known:
@@ -337,6 +339,7 @@ def sentences(rng):
         said.update(words)
         known.add(tuple(words))
         return words
+
     return draw
 
 
@@ -349,7 +352,9 @@ if __name__ == "__main__":
         lines = [draw() for _ in range(3500)]
         counts = Counter(word for words in lines for word in words)
         different = len(set(map(tuple, lines)))
-        print(f"{name}: {len(counts)} words, {np.mean([len(words) for words in lines]):.1f} in an utterance, "
-              f"{different} different of {len(lines)}, rarest {counts.most_common()[:-11:-1]}")
+        print(
+            f"{name}: {len(counts)} words, {np.mean([len(words) for words in lines]):.1f} in an utterance, "
+            f"{different} different of {len(lines)}, rarest {counts.most_common()[:-11:-1]}"
+        )
         for words in lines[:12]:
             print("   ", " ".join(words))

@@ -40,9 +40,9 @@ from scipy.signal import fftconvolve, resample_poly
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-RATE = 16000                       # samples per second, like LibriSpeech
-BUDGET = 38_000_000                # bytes; the repository promises 40 MB at most
-OPUS_LEVEL = 0.96                  # libsndfile's compression level for Opus; see `encode`
+RATE = 16000  # samples per second, like LibriSpeech
+BUDGET = 38_000_000  # bytes; the repository promises 40 MB at most
+OPUS_LEVEL = 0.96  # libsndfile's compression level for Opus; see `encode`
 PARTS = ("train", "dev", "test-clean", "test-other")
 
 # id: (engine, voice, tempo). The tempo evens out the engines: rms and the kokoro voices are slow
@@ -81,7 +81,7 @@ CORPORA = {
         "counts": {"train": 880, "dev": 99, "test-clean": 198, "test-other": 200},
         "known": (101, 102, 103, 111, 121, 122, 123, 131, 132),
         "unheard": (112, 133, 141, 142),
-        "share": {131: 0.75, 132: 0.75},   # kokoro takes a second per second; the others a twentieth
+        "share": {131: 0.75, 132: 0.75},  # kokoro takes a second per second; the others a twentieth
     },
     "sentences": {
         "counts": {"train": 3250, "dev": 204, "test-clean": 300, "test-other": 300},
@@ -99,13 +99,13 @@ class Problem(Exception):
 # --- engines: (voice, [(text, rate, pitch)]) -> [(samples, samples per second)] -----------------
 # Each takes a list, because starting festival or loading kokoro costs more than speaking a line.
 
+
 def speak_flite(voice, lines):
     out = []
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a.wav")
         for text, rate, _ in lines:
-            run(["flite", "-voice", voice, "--setf", f"duration_stretch={1 / rate:.3f}",
-                 "-t", text, "-o", path])
+            run(["flite", "-voice", voice, "--setf", f"duration_stretch={1 / rate:.3f}", "-t", text, "-o", path])
             out.append(soundfile.read(path))
     return out
 
@@ -115,8 +115,20 @@ def speak_espeak(voice, lines):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a.wav")
         for text, rate, pitch in lines:
-            run(["espeak-ng", "-v", voice, "-s", str(round(185 * rate)), "-p", str(round(50 + 100 * pitch)),
-                 "-w", path, text])
+            run(
+                [
+                    "espeak-ng",
+                    "-v",
+                    voice,
+                    "-s",
+                    str(round(185 * rate)),
+                    "-p",
+                    str(round(50 + 100 * pitch)),
+                    "-w",
+                    path,
+                    text,
+                ]
+            )
             out.append(soundfile.read(path))
     return out
 
@@ -144,12 +156,27 @@ def speak_pico(voice, lines):
     return out
 
 
-KOKORO = {}                        # model, symbol table and voices, loaded once per process
+KOKORO = {}  # model, symbol table and voices, loaded once per process
 
 # kokoro writes diphthongs and affricates with one letter; espeak-ng ties two together with "^".
-ONE_LETTER = {"a^ɪ": "I", "a^ʊ": "W", "e^ɪ": "A", "o^ʊ": "O", "ɔ^ɪ": "Y", "t^ʃ": "ʧ", "d^ʒ": "ʤ",
-              "ə^l": "ᵊl", "a^ɪ^ə": "Iə", "oː": "ɔ", "ɜː": "ɜɹ", "ɚ": "əɹ", "ɐ": "ə", "ɾ": "T",
-              "^": "", "ː": ""}
+ONE_LETTER = {
+    "a^ɪ": "I",
+    "a^ʊ": "W",
+    "e^ɪ": "A",
+    "o^ʊ": "O",
+    "ɔ^ɪ": "Y",
+    "t^ʃ": "ʧ",
+    "d^ʒ": "ʤ",
+    "ə^l": "ᵊl",
+    "a^ɪ^ə": "Iə",
+    "oː": "ɔ",
+    "ɜː": "ɜɹ",
+    "ɚ": "əɹ",
+    "ɐ": "ə",
+    "ɾ": "T",
+    "^": "",
+    "ː": "",
+}
 
 
 def speak_kokoro(voice, lines):
@@ -161,7 +188,8 @@ def speak_kokoro(voice, lines):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         KOKORO["model"] = onnxruntime.InferenceSession(
-            str(kokoro.model_path()), sess_options=options, providers=["CPUExecutionProvider"])
+            str(kokoro.model_path()), sess_options=options, providers=["CPUExecutionProvider"]
+        )
         KOKORO["symbols"] = json.loads((kokoro._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         with (kokoro._data / "voices_ja.npz").open("rb") as file:
             KOKORO["voices"] = dict(np.load(file))
@@ -173,16 +201,25 @@ def speak_kokoro(voice, lines):
         for pair, letter in ONE_LETTER.items():
             spoken = spoken.replace(pair, letter)
         tokens = [KOKORO["symbols"][c] for c in spoken + "." if c in KOKORO["symbols"]]
-        samples = KOKORO["model"].run(None, {
-            "tokens": np.array([[0, *tokens, 0]], np.int64),
-            "style": style[len(tokens) - 1].reshape(1, 256).astype(np.float32),
-            "speed": np.array([rate], np.float32)})[0]
+        samples = KOKORO["model"].run(
+            None,
+            {
+                "tokens": np.array([[0, *tokens, 0]], np.int64),
+                "style": style[len(tokens) - 1].reshape(1, 256).astype(np.float32),
+                "speed": np.array([rate], np.float32),
+            },
+        )[0]
         out.append((samples.ravel().astype(np.float64), 24000))
     return out
 
 
-SPEAK = {"flite": speak_flite, "espeak-ng": speak_espeak, "festival": speak_festival,
-         "pico": speak_pico, "kokoro": speak_kokoro}
+SPEAK = {
+    "flite": speak_flite,
+    "espeak-ng": speak_espeak,
+    "festival": speak_festival,
+    "pico": speak_pico,
+    "kokoro": speak_kokoro,
+}
 
 
 def run(command, cwd=None):
@@ -204,11 +241,14 @@ def require_engines(voices):
             except ImportError:
                 missing.append(module)
         if missing:
-            raise Problem(f"The speech engine {engine} is not installed ({', '.join(missing)} not found): "
-                          f"run `{INSTALL[engine]}` and start again.")
+            raise Problem(
+                f"The speech engine {engine} is not installed ({', '.join(missing)} not found): "
+                f"run `{INSTALL[engine]}` and start again."
+            )
 
 
 # --- from an engine's samples to a file ---------------------------------------------------------
+
 
 def resample(samples, rate, factor):
     """To 16 kHz, and `factor` times higher and shorter: a small change of the speaker's size."""
@@ -218,18 +258,18 @@ def resample(samples, rate, factor):
 
 def trim(samples, floor_db=-42):
     """Cut the silence the engine puts around speech: 10 ms frames more than 42 dB under the loudest."""
-    frames = samples[:len(samples) // 160 * 160].reshape(-1, 160)
+    frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
     energy = np.square(frames).mean(axis=1)
     loud = np.flatnonzero(energy > energy.max() * 10 ** (floor_db / 10))
-    return samples[loud[0] * 160:(loud[-1] + 1) * 160]
+    return samples[loud[0] * 160 : (loud[-1] + 1) * 160]
 
 
 def room(rng, rt60):
     """An impulse response: the direct sound, then noise that falls by 60 dB in rt60 seconds."""
     time = np.arange(int(rt60 * RATE)) / RATE
     tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
-    tail[:int(0.004 * RATE)] = 0                       # the first wall is more than a metre away
-    direct_over_tail = rng.uniform(3, 8)               # dB
+    tail[: int(0.004 * RATE)] = 0  # the first wall is more than a metre away
+    direct_over_tail = rng.uniform(3, 8)  # dB
     tail *= np.sqrt(10 ** (-direct_over_tail / 10) / np.square(tail).sum())
     tail[0] = 1
     return tail
@@ -257,21 +297,21 @@ def finish(samples, rate, factor, rng, part):
         snr = rng.uniform(15, 30) if draw_noise < 0.33 else None
     wave = np.concatenate([np.zeros(int(before * RATE)), speech, np.zeros(int(after * RATE))])
     if rt60:
-        wave = fftconvolve(wave, room(rng, rt60))[:len(wave)]
+        wave = fftconvolve(wave, room(rng, rt60))[: len(wave)]
     # Even a clean recording has a floor; without one the log of digital silence would rule the features.
     wave = wave + background(rng, len(wave)) * 10 ** (-(snr or rng.uniform(40, 55)) / 20)
-    wave *= 10 ** (rng.uniform(-30, -20) / 20)         # dB below full scale
+    wave *= 10 ** (rng.uniform(-30, -20) / 20)  # dB below full scale
     return wave * min(1.0, 0.95 / np.abs(wave).max())
 
 
 def encode(path, wave):
     """Ogg Opus. libsndfile maps level 0..1 to 256..6 kbit/s; ours gives about 19 kbit/s,
     which keeps the band up to 8 kHz; at 24 the two corpora would not fit into the repository."""
-    soundfile.write(path, wave.astype(np.float32), RATE, format="OGG", subtype="OPUS",
-                    compression_level=OPUS_LEVEL)
+    soundfile.write(path, wave.astype(np.float32), RATE, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
 
 
 # --- making a corpus ----------------------------------------------------------------------------
+
 
 def texts_of(corpus, seed):
     """{part: [words]}: every word sequence of the corpus, all different."""
@@ -284,10 +324,10 @@ def texts_of(corpus, seed):
         if tuple(words) not in seen:
             seen.add(tuple(words))
             lines.append(words)
-    order = rng.permutation(len(lines))                # a grammar may drift; its parts must not
+    order = rng.permutation(len(lines))  # a grammar may drift; its parts must not
     parts, start = {}, 0
     for part in PARTS:
-        parts[part] = [lines[i] for i in order[start:start + counts[part]]]
+        parts[part] = [lines[i] for i in order[start : start + counts[part]]]
         start += counts[part]
     return parts
 
@@ -317,8 +357,9 @@ def make_chunk(job):
         spoken.append((" ".join(words).lower(), tempo * rng.uniform(0.85, 1.2), rng.uniform(-0.12, 0.12)))
     for (number, _), rng, (samples, rate) in zip(lines, effects, SPEAK[engine](voice, spoken), strict=True):
         if samples.ndim > 1 or len(samples) < 0.3 * rate or np.abs(samples).max() < 0.01:
-            raise Problem(f"{engine} voice {voice} gave no usable sound for line {number} of {part}; "
-                          f"try the engine by hand.")
+            raise Problem(
+                f"{engine} voice {voice} gave no usable sound for line {number} of {part}; try the engine by hand."
+            )
         wave = finish(samples, rate, rng.uniform(0.95, 1.05), rng, part)
         encode(os.path.join(folder, f"{speaker}-1-{number:04d}.ogg"), wave)
     return len(lines)
@@ -332,8 +373,7 @@ def make(corpus, out, seed, processes):
     try:
         making.mkdir(parents=True)
     except OSError as error:
-        raise Problem(f"Cannot write into {out}: {error.strerror}; "
-                      f"choose another folder with --out.") from None
+        raise Problem(f"Cannot write into {out}: {error.strerror}; choose another folder with --out.") from None
     jobs = []
     for part, lines in texts_of(corpus, seed).items():
         chapters = {}
@@ -346,12 +386,14 @@ def make(corpus, out, seed, processes):
             (folder / f"{speaker}-1.trans.txt").write_text("".join(rows))
             numbered = list(enumerate(mine))
             for start in range(0, len(mine), 12):
-                jobs.append((corpus, part, seed, str(folder), speaker, numbered[start:start + 12]))
+                jobs.append((corpus, part, seed, str(folder), speaker, numbered[start : start + 12]))
     # Slow engines first, or the last minutes belong to one process alone.
     jobs.sort(key=lambda job: VOICES[job[4]][0] != "kokoro")
     total = sum(len(job[5]) for job in jobs)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool, \
-            tqdm(total=total, desc=corpus, unit="utt") as bar:
+    with (
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+        tqdm(total=total, desc=corpus, unit="utt") as bar,
+    ):
         for count in pool.imap_unordered(make_chunk, jobs):
             bar.update(count)
     rows = ["; speaker | engine and voice | parts\n"]
@@ -369,15 +411,14 @@ def make(corpus, out, seed, processes):
 
 # --- checking -----------------------------------------------------------------------------------
 
+
 def check(corpus, out):
     """Read every file, compare with the transcripts, print what there is. Returns a list of faults."""
     root = out / corpus
     if not root.is_dir():
-        raise Problem(f"No corpus at {root}: "
-                      f"make it with `python data_small/make_corpus.py --corpus {corpus}`.")
+        raise Problem(f"No corpus at {root}: make it with `python data_small/make_corpus.py --corpus {corpus}`.")
     faults, owner, frequency, speakers = [], {}, Counter(), {}
-    print(f"\n{corpus}: part, utterances, minutes, words, seconds each (least, mean, most), megabytes, "
-          f"speakers")
+    print(f"\n{corpus}: part, utterances, minutes, words, seconds each (least, mean, most), megabytes, speakers")
     for part in PARTS:
         seconds, words_here, size = [], 0, 0
         speakers[part] = set()
@@ -406,7 +447,7 @@ def check(corpus, out):
                 if rate != RATE or wave.ndim != 1:
                     faults.append(f"{name}: not 16 kHz mono")
                 level, clipped = np.sqrt(np.square(wave).mean()), np.count_nonzero(np.abs(wave) > 0.999)
-                if level < 0.005 or clipped > 3:       # a codec may overshoot by a sample
+                if level < 0.005 or clipped > 3:  # a codec may overshoot by a sample
                     faults.append(f"{name}: level {level:.4f}, {clipped} samples at full scale")
                 pace = seconds[-1] / len(text.split())
                 if not 0.15 < pace < 1.0:
@@ -415,9 +456,11 @@ def check(corpus, out):
         if not seconds:
             faults.append(f"{corpus}/{part}: empty")
             continue
-        print(f"  {part:10s} {len(seconds):5d} {sum(seconds) / 60:7.1f} {words_here:6d}   "
-              f"{min(seconds):.2f} {np.mean(seconds):.2f} {max(seconds):.2f}   {size / 1e6:6.2f}   "
-              f"{' '.join(sorted(speakers[part]))}")
+        print(
+            f"  {part:10s} {len(seconds):5d} {sum(seconds) / 60:7.1f} {words_here:6d}   "
+            f"{min(seconds):.2f} {np.mean(seconds):.2f} {max(seconds):.2f}   {size / 1e6:6.2f}   "
+            f"{' '.join(sorted(speakers[part]))}"
+        )
     for heard in speakers["train"] & speakers["test-other"]:
         faults.append(f"speaker {heard} of test-other is heard in training")
     for text, part in owner.items():
@@ -427,22 +470,20 @@ def check(corpus, out):
     table = [f"{word} {count}" for word, count in frequency.most_common()]
     print(f"  {len(frequency)} words in training, most frequent first:")
     for start in range(0, len(table), 10):
-        print("    " + "  ".join(table[start:start + 10]))
+        print("    " + "  ".join(table[start : start + 10]))
     return faults
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", choices=sorted(GRAMMARS), help="make this corpus anew (default: both)")
     parser.add_argument("--seed", type=int, default=0, help="text and effects follow from it (default 0)")
-    parser.add_argument("--out", type=Path, default=HERE,
-                        help="folder that holds the corpora (default: this one)")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=2,
-                        help="engines at a time (default 2)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder that holds the corpora (default: this one)")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="engines at a time (default 2)")
     parser.add_argument("--check", action="store_true", help="check what is there instead of making it")
-    parser.add_argument("--text", choices=sorted(GRAMMARS), metavar="CORPUS",
-                        help="print the sequences of one corpus and stop")
+    parser.add_argument(
+        "--text", choices=sorted(GRAMMARS), metavar="CORPUS", help="print the sequences of one corpus and stop"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.text:
@@ -468,8 +509,10 @@ def main(arguments=None):
         print("Stopped; the finished corpora are as they were.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"{error.filename or options.out}: {error.strerror}; free some space or choose another --out.",
-              file=sys.stderr)
+        print(
+            f"{error.filename or options.out}: {error.strerror}; free some space or choose another --out.",
+            file=sys.stderr,
+        )
         return 2
     except Problem as problem:
         print(problem, file=sys.stderr)

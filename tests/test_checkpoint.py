@@ -40,7 +40,7 @@ def some_arrays(seed=0):
         "x": np.array([1.0]),
         "x.npy": np.array([2.0]),
         "../up": np.array([3.0]),
-        "Grösse ▁ \n \"q\"": np.array([4.0]),
+        'Grösse ▁ \n "q"': np.array([4.0]),
         "": np.array([5.0]),
     }
 

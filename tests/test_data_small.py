@@ -62,8 +62,11 @@ def test_layout_and_every_transcript_has_audio_and_vice_versa(corpus, part):
         speaker, chapter, number = name.split("-")
         assert path.relative_to(DATA / corpus / part).parts[:2] == (speaker, chapter)
         assert len(number) == 4 and number.isdigit()
-    others = [p for p in (DATA / corpus).rglob("*") if p.is_file() and p.suffix != ".ogg"
-              and not p.name.endswith(".trans.txt") and p.name != "SPEAKERS.TXT"]
+    others = [
+        p
+        for p in (DATA / corpus).rglob("*")
+        if p.is_file() and p.suffix != ".ogg" and not p.name.endswith(".trans.txt") and p.name != "SPEAKERS.TXT"
+    ]
     assert not others
 
 
@@ -117,9 +120,9 @@ def test_sampled_files_are_16_khz_mono_speech_at_a_sane_pace_and_level(corpus):
             assert len(wave) == soundfile.info(path).frames, name
             assert 0.15 < len(wave) / rate / len(text.split()) < 1.0, name
             assert np.sqrt(np.square(wave).mean()) > 0.005, name
-            assert np.count_nonzero(np.abs(wave) > 0.999) <= 3, name   # a codec may overshoot by a sample
+            assert np.count_nonzero(np.abs(wave) > 0.999) <= 3, name  # a codec may overshoot by a sample
             # Speech moves: its loudest tenth is at least 10 dB above its quietest tenth.
-            frames = np.square(wave[:len(wave) // 400 * 400].reshape(-1, 400)).mean(axis=1)
+            frames = np.square(wave[: len(wave) // 400 * 400].reshape(-1, 400)).mean(axis=1)
             quiet, loud = np.quantile(frames, [0.1, 0.9])
             assert loud > (3 if part == "test-other" else 10) * quiet, name
 

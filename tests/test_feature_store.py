@@ -485,7 +485,7 @@ def test_waiting_for_a_process_that_dies_continues_its_build(tmp_path):
             from mini_pkd.feature_store import FeatureStore
             signal.signal(signal.SIGINT, signal.default_int_handler)
             print("here", flush=True)
-            FeatureStore.build({str(place)!r}, read_part({str(tmp_path / 'train')!r})[0])
+            FeatureStore.build({str(place)!r}, read_part({str(tmp_path / "train")!r})[0])
             """
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout.readline() == b"here\n"

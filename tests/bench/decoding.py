@@ -97,9 +97,7 @@ def work(arguments):
     state = {}
 
     def start():
-        state["it"] = Decoder(
-            arguments.worker, arguments.model, arguments.bias, arguments.utterances, arguments.batch
-        )
+        state["it"] = Decoder(arguments.worker, arguments.model, arguments.bias, arguments.utterances, arguments.batch)
         return state["it"].describe()
 
     measure.serve(
