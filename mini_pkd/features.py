@@ -15,6 +15,9 @@ the rounding noise of 16 bit audio, and silence maps to a row of zeros.  The flo
 silence (which synthetic speech and Ogg files are full of) would otherwise give ln(2e-16) = -36 where a quiet
 room gives about 0, and such outliers would dominate the statistics of the normaliser.
 
+Frames to filters are computed by python_speech_features, whose own mfcc() gives the same rows but for the floor, if its
+lifter and its energy column are switched off.
+
 `StreamingMFCC` gives the same rows for audio that arrives in pieces of any size.  `Normaliser` subtracts
 one mean and divides by one deviation per coefficient, both measured once on the training set: nothing
 in it depends on the rest of the utterance, so it can stream too.  Audio files are read by audio_file.py.
@@ -57,10 +60,7 @@ def num_frames(samples):
 def emphasise(samples, previous=0.0):
     """(n,) samples in [-1, 1] -> y[n] = x[n] - 0.97 x[n-1], scaled, float64; x[-1] is `previous`."""
     x = np.asarray(samples, dtype=np.float64) * SCALE
-    shifted = np.empty_like(x)
-    shifted[0] = previous * SCALE
-    shifted[1:] = x[:-1]
-    return x - PREEMPHASIS * shifted
+    return x - PREEMPHASIS * np.concatenate([[previous * SCALE], x[:-1]])
 
 
 def mel_energies_readable(emphasised):
@@ -157,7 +157,7 @@ class StreamingMFCC:
         """End of the audio: (1, 40) for the padded last frame, or (0, 40) if every sample is in a frame already."""
         left = self._buffer
         already_seen = WINDOW - SHIFT if self._emitted else 0  # what the last frame has left in the buffer
-        self.__init__()
+        self.__init__()  # as new
         if len(left) <= already_seen:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
         return cepstra(mel_energies(left))  # (1, 40)
