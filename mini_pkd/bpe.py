@@ -16,6 +16,7 @@ What we decide:
   depends on the counts alone, not on the order of the words nor on the machine.
 - Counts are counts of positions: AAA holds the pair (A, A) twice.  Merging goes from left to right.
 - When every word has become one unit, nothing is left to merge: V is then smaller than asked for.
+- No two units share a spelling (a test checks it), so vocabulary_file.py can name a unit by it.
 
 Left out: bytes instead of characters, BPE dropout, unigram language models.  Files: vocabulary_file.py.
 """
@@ -163,11 +164,9 @@ class BPE:
 
     def __init__(self, characters, merges, counts, asked):
         """`merges[m]` is the pair of ids that became unit len(characters) + 1 + m, `counts[m]` how often
-        it stood in the text at that moment, `asked` the V that the user wished for."""
-        self.characters = characters
-        self.merges = tuple(merges)
-        self.counts = tuple(counts)
-        self.asked = asked
+        it stood in the text at that moment, `asked` the V that the user asked for."""
+        self.characters, self.asked = characters, asked
+        self.merges, self.counts = tuple(merges), tuple(counts)
         units = ["", *characters]  # id 0, the blank, spells nothing
         for left, right in self.merges:
             units.append(units[left] + units[right])
@@ -248,9 +247,7 @@ class BPE:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
     def __eq__(self, other):
-        if not isinstance(other, BPE):
-            return NotImplemented
-        return (self.characters, self.merges) == (other.characters, other.merges)
+        return isinstance(other, BPE) and (self.characters, self.merges) == (other.characters, other.merges)
 
     def __hash__(self):
         return hash((self.characters, self.merges))

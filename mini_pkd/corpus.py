@@ -139,7 +139,6 @@ def epoch_batches(
 
 def collate(store, indices, targets):
     """Utterances of a feature store -> one ragged Batch; `targets[i]` holds the label ids of utterance i."""
-    indices = [int(i) for i in indices]
     lengths = np.array([store.lengths[i] for i in indices], dtype=np.int64)  # (B,)
     features = np.empty((int(lengths.sum()), NUM_FEATURES), dtype=np.float32)
     for stop, T, i in zip(np.cumsum(lengths), lengths, indices, strict=True):

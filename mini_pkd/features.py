@@ -2,21 +2,19 @@
 
 The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"), stage by stage:
 
-    pre-emphasis        y[n] = x[n] - 0.97 x[n-1]                           lifts the high frequencies
-    frames              400 samples (25 ms) every 160 (10 ms), times a Hamming window
-    power spectrum      |FFT_512|^2 / 512
-    40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)      bands as wide as the ear's
-    cepstrum            c = DCT-II( ln e ), orthonormal, all 40 kept        c_0 loudness, c_1 tilt, ... finer shape
-
-Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
+    pre-emphasis        y[n] = x[n] - 0.97 x[n-1]                                lifts the high frequencies
+    frames              400 samples (25 ms) every 160 (10 ms)                    times a Hamming window
+    power spectrum      |FFT_512|^2 / 512                                        257 frequencies
+    40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)    triangles, wider for high frequencies
+    cepstrum            c = DCT-II( ln e ), orthonormal, all 40 kept             c_0 loudness, c_1 tilt, finer detail
 
 Scale: samples in [-1, 1] are multiplied by 32768 first, so an energy of 1 is roughly 10 dB above
 the rounding noise of 16 bit audio, and silence maps to a row of zeros.  The floor max(e, 1) is there because digital
 silence (which synthetic speech and Ogg files are full of) would otherwise give ln(2e-16) = -36 where a quiet
 room gives about 0, and such outliers would dominate the statistics of the normaliser.
 
-Frames to filters are computed by python_speech_features, whose own mfcc() gives the same rows but for the floor, if its
-lifter and its energy column are switched off.
+Frames to filters are computed by python_speech_features, whose own mfcc() gives the same rows apart from the floor,
+if its lifter and its energy column are switched off.
 
 `StreamingMFCC` gives the same rows for audio that arrives in pieces of any size.  `Normaliser` subtracts
 one mean and divides by one deviation per coefficient, both measured once on the training set: nothing
@@ -49,7 +47,7 @@ RECIPE = (
 
 
 def num_frames(samples):
-    """How many rows `mfcc` gives for so many samples.
+    """The number of rows: 1 up to 400 samples, then 1 + ceil((samples - 400) / 160); zeros fill up the last frame.
 
     >>> [num_frames(n) for n in (0, 1, 400, 401, 560, 561, 16000)]
     [0, 1, 1, 2, 2, 3, 99]

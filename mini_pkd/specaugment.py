@@ -89,11 +89,8 @@ def spec_augment(features, lengths, rngs, policy):
     lengths: (B,), rngs: B random generators, one per utterance.
     """
     lengths = np.asarray(lengths)
-    if int(lengths.sum()) != len(features) or len(rngs) != len(lengths):
-        raise ValueError(
-            f"{len(features)} rows, lengths that sum to {int(lengths.sum())}, {len(rngs)} generators for "
-            f"{len(lengths)} utterances: these must agree"
-        )
+    if lengths.sum() != len(features) or len(rngs) != len(lengths):
+        raise ValueError(f"{len(features)} rows, lengths {lengths.tolist()} and {len(rngs)} generators must agree")
     masked = np.array(features)  # (sum T, F)
     start = 0
     for T, rng in zip(lengths.tolist(), rngs, strict=True):

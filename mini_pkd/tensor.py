@@ -152,16 +152,12 @@ def _sum_to(gradient, parent):
 
 def _recorded(root):
     """All results of operations behind `root`, and `root` itself, but no leaves."""
-    seen, found, stack = {id(root)}, [], [root]
+    found, stack = set(), [root]
     while stack:
         node = stack.pop()
-        if node._backward is None:
-            continue
-        found.append(node)
-        for parent in node._parents:
-            if id(parent) not in seen:
-                seen.add(id(parent))
-                stack.append(parent)
+        if node._backward is not None and node not in found:
+            found.add(node)
+            stack.extend(node._parents)
     return found
 
 
