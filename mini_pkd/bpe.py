@@ -275,7 +275,7 @@ def _split_words(word_counts, vocab_size):
 
 
 def demo():
-    """A tongue twister: count the first merges in the text with a finger."""
+    """A tongue twister: count the first merges in the text by hand."""
     text = "SHE SELLS SEA SHELLS BY THE SEA SHORE THE SHELLS SHE SELLS ARE SEA SHELLS I AM SURE"
     bpe = BPE.train(word_counts([text]), vocab_size=30)
     print(bpe.listing())

@@ -99,10 +99,10 @@ def epoch_batches(
 ):
     """Group utterances of similar length -> the epoch's batches, each a list of indices into `lengths`.
 
-    A batch has at most max_frames frames and max_utterances utterances.  Utterances are sorted by length, changed a
-    little at random so that batches differ from epoch to epoch, and cut into batches, whose order is shuffled; both
-    are functions of (seed, epoch) alone.  Decoding sets shuffle=False, which sorts by length alone.  `indices`
-    restricts to a subset, such as the usable utterances.
+    A batch has at most max_frames frames and max_utterances utterances.  Utterances are sorted by length, with a
+    little random jitter so that epochs differ, and cut into batches, whose order is shuffled; both are functions of
+    (seed, epoch) alone.  Decoding sets shuffle=False, which sorts by length alone.  `indices` restricts to a subset,
+    such as the usable utterances.
 
     Curriculum: in epoch e < curriculum_epochs only the shortest utterances take part, curriculum_fraction of them in
     epoch 0, growing linearly to all of them; and epoch 0 runs its batches from short to long.

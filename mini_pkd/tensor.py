@@ -123,7 +123,7 @@ class Tensor:
             if backward is _consumed:
                 raise RuntimeError("backward() a second time through the same tape: run the forward pass again")
             node._backward, node._parents = _consumed, ()
-            if cotangent is None:  # whatever used this result returned None for it
+            if cotangent is None:  # all operations that used this result returned None for it
                 continue
             if node._adds:  # an optimisation (see `record`); skip it at first reading
                 gradients = backward(cotangent, cotangents.pop(id(parents[0]), None))
