@@ -1,4 +1,4 @@
-"""Reading audio files of any format and sample rate, and refusing damaged ones in one sentence.
+"""Reading audio files of any format and sample rate; a damaged one is refused in one sentence.
 
 Whatever the file holds, the result is one channel of float32 samples in [-1, 1], SAMPLE_RATE of them a second.
 """

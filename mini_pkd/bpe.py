@@ -1,24 +1,22 @@
 """Byte pair encoding: subword units learned from word counts (Sennrich, Haddow & Birch 2016).
 
-Write every word as its characters with the word marker "▁" in front, THE -> ▁ T H E.  Then, again and again, find the
-pair of neighbouring units that occurs most often in the whole text and glue it:
+The units are what the model writes.  To find them, write every word as its characters with the word marker "▁" in
+front, THE -> ▁ T H E.  Then, again and again, find the pair of neighbouring units that occurs most often in the whole
+text, and glue it together everywhere:
 
     ▁ T H E  ->  ▁T H E  ->  ▁TH E  ->  ▁THE
 
-until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and no word of known
-characters is ever out of vocabulary.  "▁" makes decoding trivial (join the units, turn "▁" into a space), and pairs
-never reach across two words.
+until there are enough units.  Frequent words become one unit, rare ones stay a few pieces, and every word of known
+characters can be written.  Pairs never reach across two words.  Decoding joins the units and turns "▁" into a space.
 
 What we decide:
-- V counts the blank.  Id 0 is the transducer's blank and has no spelling; ids 1 .. V-1 are the units, first the
-  characters in code-point order, then the merges in the order in which they were learned.
+- Ids 1 .. V-1 are the units, first the characters in code-point order, then the merges in the order in which they
+  were learned.  Id 0 is the blank (ragged.py); it has no spelling, and V counts it.
 - Ties: of the pairs with the highest count, the one with the smallest (left id, right id) wins.  So a vocabulary
   depends on the counts alone, not on the order of the words nor on the machine.
 - Counts are counts of positions: AAA holds the pair (A, A) twice.  Merging goes from left to right.
-- When every word has become one unit, nothing is left to merge: `size` is then smaller than asked for.
-
-No two units share a spelling.  (Take a unit that spells s.  No merge ever reached across its ends, so its letters were
-merged exactly as s alone would be, and that goes one way only.)
+- When every word has become one unit, nothing is left to merge: V is then smaller than asked for.
+- No two units share a spelling (a test checks it), so vocabulary_file.py can name a unit by it.
 
 Left out: bytes instead of characters, BPE dropout, unigram language models.  Files: vocabulary_file.py.
 """
@@ -36,7 +34,7 @@ MARKER = "▁"  # U+2581, stands in front of every word
 
 
 def word_counts(texts):
-    """{word: how often it occurs}, which is all that training needs; words that hold the marker are left out.
+    """{word: how often it occurs}, which is all that training needs; words that contain "▁" are left out.
 
     >>> word_counts(["ONE TWO ONE", "TWO ONE"])
     {'ONE': 3, 'TWO': 2}
@@ -58,21 +56,19 @@ def glue(ids, pair, new):
     """
     left, right = pair
     glued = []
-    i, last = 0, len(ids) - 1
-    while i <= last:
-        if ids[i] == left and i < last and ids[i + 1] == right:
-            glued.append(new)
-            i += 2
+    for unit in ids:
+        if unit == right and glued and glued[-1] == left:
+            glued[-1] = new  # which is neither left nor right, so it will not be glued again
         else:
-            glued.append(ids[i])
-            i += 1
+            glued.append(unit)
     return glued
 
 
 def learn_merges_readable(words, counts, wanted, new, progress=False):
     """The whole idea: count every pair, glue the most frequent one, and again -> [(pair, its count)].
 
-    words are lists of ids, counts say how often each word occurs; `new` is the id of the first merge.
+    `words` are lists of ids, `counts` says how often each word occurs; `wanted` is the number of merges, `new` the id
+    of the first.
     """
     merges = []
     for _ in range(wanted):
@@ -93,8 +89,8 @@ def learn_merges(words, counts, wanted, new, progress=False):
     """The same merges; each of them touches only the words that hold the pair.
 
     (1) `where` knows, for each pair, the words that may hold it.  (2) A merge creates only pairs that contain the new
-    unit; the count of an older pair can only fall.  So a heap entry that was right once is an upper bound for ever:
-    when the top of the heap is outdated, put it back with today's count and look again.  The first entry that is up
+    unit; the count of an older pair can only fall.  So each heap entry is at least as large as today's count: when
+    the top of the heap is outdated, put it back with today's count and look again.  The first entry that is up
     to date is the true maximum, ties included, because the heap orders (-count, pair).
     """
     words, total, where = list(words), Counter(), {}
@@ -168,11 +164,9 @@ class BPE:
 
     def __init__(self, characters, merges, counts, asked):
         """`merges[m]` is the pair of ids that became unit len(characters) + 1 + m, `counts[m]` how often
-        it stood in the text at that moment, `asked` the V that the user wished for."""
-        self.characters = characters
-        self.merges = tuple(merges)
-        self.counts = tuple(counts)
-        self.asked = asked
+        it stood in the text at that moment, `asked` the V that the user asked for."""
+        self.characters, self.asked = characters, asked
+        self.merges, self.counts = tuple(merges), tuple(counts)
         units = ["", *characters]  # id 0, the blank, spells nothing
         for left, right in self.merges:
             units.append(units[left] + units[right])
@@ -207,14 +201,11 @@ class BPE:
         return ids
 
     def _encode_word(self, word):
+        """Replay training: of all pairs in the word, the one that was learned first is glued first."""
         ids = [self._id_of_character[character] for character in MARKER + word]
-        # Replay training: of all pairs in the word, the one that was learned first is glued first.
-        while len(ids) > 1:
-            candidates = [pair for pair in pairwise(ids) if pair in self._id_of_pair]
-            if not candidates:
-                break
-            pair = min(candidates, key=self._id_of_pair.__getitem__)
-            ids = glue(ids, pair, self._id_of_pair[pair])
+        while known := [pair for pair in pairwise(ids) if pair in self._id_of_pair]:
+            first = min(known, key=self._id_of_pair.__getitem__)
+            ids = glue(ids, first, self._id_of_pair[first])
         return ids
 
     def _refuse(self, text):
@@ -228,12 +219,10 @@ class BPE:
 
     def decode(self, ids):
         """Ids -> text.  Any sequence of units decodes, also one that no text encodes to."""
-        spelling = []
         for i in ids:
             if not 0 < i < self.size:
                 raise UserError(f"id {i} is not a unit of this vocabulary; its units are 1 to {self.size - 1}")
-            spelling.append(self.units[i])
-        return " ".join("".join(spelling).replace(MARKER, " ").split())
+        return " ".join("".join(self.units[i] for i in ids).replace(MARKER, " ").split())
 
     def listing(self):
         """The vocabulary for a reader: one line per id."""
@@ -258,9 +247,7 @@ class BPE:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
     def __eq__(self, other):
-        if not isinstance(other, BPE):
-            return NotImplemented
-        return (self.characters, self.merges) == (other.characters, other.merges)
+        return isinstance(other, BPE) and (self.characters, self.merges) == (other.characters, other.merges)
 
     def __hash__(self):
         return hash((self.characters, self.merges))
@@ -288,7 +275,7 @@ def _split_words(word_counts, vocab_size):
 
 
 def demo():
-    """A tongue twister: check the first merges by counting in the text with a finger."""
+    """A tongue twister: count the first merges in the text by hand."""
     text = "SHE SELLS SEA SHELLS BY THE SEA SHORE THE SHELLS SHE SELLS ARE SEA SHELLS I AM SURE"
     bpe = BPE.train(word_counts([text]), vocab_size=30)
     print(bpe.listing())

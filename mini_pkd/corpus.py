@@ -13,10 +13,10 @@ LibriSpeech is a folder of parts; a part has one folder per speaker and, in it, 
 
 Any folder of this shape will do; data_small/ holds two.  `find_parts` (corpus_folder.py) says which parts train, which
 select models and which test; `read_part` lists the utterances of one, that is id, speaker, audio file and text.
-feature_store.py computes their features once and keeps them.  From then on an utterance is a number:
+feature_store.py computes their features once and keeps them.  From then on an utterance is an index:
 
-    usable_utterances   which of them can be trained on
-    epoch_batches       their groups for one epoch: similar lengths, in an order that changes from epoch to epoch
+    usable_utterances   the indices of those that can be trained on
+    epoch_batches       groups of them for one epoch: similar lengths, in an order that changes from epoch to epoch
     collate             a group as one ragged `Batch`
 
 A bad utterance stops nothing: it is left out and listed as a `Problem`.  Everything random is a function of
@@ -38,8 +38,7 @@ from .ragged import Batch
 from .seeds import generator
 
 # Speech has about one unit per encoder row of 80 ms.  A transcript with more than five times that, on average over the
-# utterance, belongs to another recording.  (decode.MAX_SYMBOLS is another number: the most symbols that decoding says
-# in a single row.  It must be the larger one, because a word said in a breath comes as a burst between emptier rows.)
+# utterance, belongs to another recording.  (decode.MAX_SYMBOLS limits a single row, and must not be smaller.)
 MAX_LABELS_PER_ROW = 5
 
 JITTER = 0.1  # of an utterance's length, before utterances are sorted by length
@@ -49,8 +48,8 @@ def usable_utterances(frames, label_lengths, reduction, max_frames=None, ids=Non
     """Which utterances can be trained on? -> (their indices, problems).
 
     frames and label_lengths count the feature rows and the units of each utterance; the encoder makes one row of
-    `reduction` frames.  A transducer may emit several symbols in one row, so its lattice exists for any number of
-    rows but 0, also for a transcript of another recording, which would only teach it nonsense.
+    `reduction` frames.  A transducer may emit several symbols in one row, so it could be trained on the transcript of
+    another recording, too, however long; that would teach it nonsense.
 
     >>> usable_utterances([240, 0, 16], [12, 1, 11], reduction=8)[0]  # 30 rows, no rows, 2 rows
     [0]
@@ -87,12 +86,6 @@ def pack(indices, lengths, max_frames, max_utterances):
     return batches
 
 
-def shortest(indices, lengths, fraction):
-    """The curriculum's choice: this fraction of the utterances, the shortest ones, at least one."""
-    keep = max(1, round(fraction * len(indices)))
-    return np.sort(indices[np.argsort(lengths[indices], kind="stable")[:keep]])
-
-
 def epoch_batches(
     lengths,
     max_frames,
@@ -106,14 +99,13 @@ def epoch_batches(
 ):
     """Group utterances of similar length -> the epoch's batches, each a list of indices into `lengths`.
 
-    A batch has at most max_frames frames and max_utterances utterances.  Lengths are jittered before sorting, so that
-    batches differ from epoch to epoch, and the order of the batches is shuffled; both are functions of (seed, epoch)
-    alone.  Decoding sets shuffle=False, which sorts by length alone.  `indices` restricts to a subset, such as the
-    usable utterances.
+    A batch has at most max_frames frames and max_utterances utterances.  Utterances are sorted by length, with a
+    little random jitter so that epochs differ, and cut into batches, whose order is shuffled; both are functions of
+    (seed, epoch) alone.  Decoding sets shuffle=False, which sorts by length alone.  `indices` restricts to a subset,
+    such as the usable utterances.
 
-    Curriculum: in epoch e < curriculum_epochs only the shortest utterances take part, from
-    curriculum_fraction of them in epoch 0 growing linearly to all of them; and epoch 0 runs its batches
-    from short to long.
+    Curriculum: in epoch e < curriculum_epochs only the shortest utterances take part, curriculum_fraction of them in
+    epoch 0, growing linearly to all of them; and epoch 0 runs its batches from short to long.
 
     >>> epoch_batches([30, 10, 31, 11, 12], max_frames=40, max_utterances=8, shuffle=False)
     [[1, 3, 4], [0], [2]]
@@ -122,7 +114,7 @@ def epoch_batches(
     indices = np.arange(len(lengths)) if indices is None else np.asarray(indices, dtype=np.int64)
     if max_frames < 1 or max_utterances < 1:
         raise UserError(
-            f"a batch must hold a frame and an utterance at least, but max_frames is {max_frames} and "
+            f"a batch must hold at least one frame and one utterance, but max_frames is {max_frames} and "
             f"max_utterances is {max_utterances}: raise them."
         )
     if len(indices) and lengths[indices].max() > max_frames:
@@ -133,7 +125,8 @@ def epoch_batches(
     rng = generator(seed, "batches", epoch)
     if epoch < curriculum_epochs:
         fraction = curriculum_fraction + (1 - curriculum_fraction) * epoch / curriculum_epochs
-        indices = shortest(indices, lengths, fraction)
+        keep = max(1, round(fraction * len(indices)))
+        indices = np.sort(indices[np.argsort(lengths[indices], kind="stable")[:keep]])  # the shortest ones
     keys, ties = np.log(np.maximum(lengths[indices], 1)), np.arange(len(indices))
     if shuffle:
         keys = keys + JITTER * rng.standard_normal(len(keys))
@@ -146,7 +139,6 @@ def epoch_batches(
 
 def collate(store, indices, targets):
     """Utterances of a feature store -> one ragged Batch; `targets[i]` holds the label ids of utterance i."""
-    indices = [int(i) for i in indices]
     lengths = np.array([store.lengths[i] for i in indices], dtype=np.int64)  # (B,)
     features = np.empty((int(lengths.sum()), NUM_FEATURES), dtype=np.float32)
     for stop, T, i in zip(np.cumsum(lengths), lengths, indices, strict=True):
@@ -156,7 +148,7 @@ def collate(store, indices, targets):
         ids=[store.ids[i] for i in indices],
         features=features,
         lengths=lengths,
-        labels=np.concatenate([*labels, np.zeros(0, dtype=np.int64)]),
+        labels=np.concatenate(labels),
         label_lengths=np.array([len(u) for u in labels], dtype=np.int64),
     )
 

@@ -1,8 +1,8 @@
 """The folders of a corpus: which parts there are, and which utterances a part holds.
 
-corpus.py draws the shape of such a folder.  Copies break off, disks have bad sectors, macOS leaves files of its own,
-and a link may lead in a circle: what does not belong there is left out and listed as a `Problem`, or, if the user
-asks for `strict`, ends the command.
+corpus.py shows the shape of such a folder.  Copies break off, disks have bad sectors, macOS leaves files of its own,
+and a link may lead in a circle: what cannot be used is left out and listed as a `Problem`, or, with `strict`, ends the
+command.
 """
 
 import os
@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "data_small" / "numbers"  # t
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sentence that somebody said: where its audio lies, and its words."""
+    """A sentence that somebody said: its audio file and its words."""
 
     id: str
     speaker: str
@@ -122,8 +122,8 @@ def missing_roles(parts):
 def read_part(folder, strict=False):
     """A part's folder -> (its utterances, its problems), speaker by speaker and chapter by chapter.
 
-    An utterance needs a line in a transcript, with text, and an audio file of its id beside that.  Everything else
-    that lies there becomes a Problem; with strict, the first one raises a UserError.
+    An utterance needs a line with text in a transcript, and in the same folder an audio file that is named by its id.
+    Everything else that lies there becomes a Problem; with strict, the first one raises a UserError.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):

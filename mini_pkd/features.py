@@ -1,25 +1,22 @@
-"""Features: a waveform becomes one row of 40 MFCCs every 10 ms.
+"""Features: a waveform becomes one row of 40 MFCCs (mel-frequency cepstral coefficients) every 10 ms.
 
 The recipe (the paper's "40 MFCCs, 25 ms window, 10 ms shift"), stage by stage:
 
-    pre-emphasis        y[n] = x[n] - 0.97 x[n-1]
-    frames              400 samples (25 ms) every 160 (10 ms), times a Hamming window
-    power spectrum      |FFT_512|^2 / 512
-    40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)
-    cepstrum            c = DCT-II( ln e ), orthonormal, all 40 coefficients kept
-
-Frames: 1 if n <= 400, else 1 + ceil((n - 400) / 160); the last one is padded with zeros.
+    pre-emphasis        y[n] = x[n] - 0.97 x[n-1]                                lifts the high frequencies
+    frames              400 samples (25 ms) every 160 (10 ms)                    times a Hamming window
+    power spectrum      |FFT_512|^2 / 512                                        257 frequencies
+    40 mel filters      e_m = sum_f filter_m[f] power[f],   e_m = max(e_m, 1)    triangles, wider for high frequencies
+    cepstrum            c = DCT-II( ln e ), orthonormal, all 40 kept             c_0 loudness, c_1 tilt, finer detail
 
 Scale: samples in [-1, 1] are multiplied by 32768 first, so an energy of 1 is roughly 10 dB above
 the rounding noise of 16 bit audio, and silence maps to a row of zeros.  The floor max(e, 1) is there because digital
 silence (which synthetic speech and Ogg files are full of) would otherwise give ln(2e-16) = -36 where a quiet
 room gives about 0, and such outliers would dominate the statistics of the normaliser.
 
-Frames to filters are computed by python_speech_features.  Where no energy is below the floor, all of it equals
-`python_speech_features.mfcc(...)` with nfilt=40, numcep=40, ceplifter=0, winfunc=np.hamming, appendEnergy=False,
-nfft=512; a test says so.
+Frames to filters are computed by python_speech_features, whose own mfcc() gives the same rows apart from the floor,
+if its lifter and its energy column are switched off.
 
-`StreamingMFCC` gives the same rows for audio that arrives in pieces of any size. `Normaliser` subtracts
+`StreamingMFCC` gives the same rows for audio that arrives in pieces of any size.  `Normaliser` subtracts
 one mean and divides by one deviation per coefficient, both measured once on the training set: nothing
 in it depends on the rest of the utterance, so it can stream too.  Audio files are read by audio_file.py.
 """
@@ -39,8 +36,7 @@ PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1.0
 SCALE = 32768.0
 
-# Part of the feature store's fingerprint: a change of the recipe changes this line, and every
-# store that was computed the old way is rebuilt.
+# feature_store.py keeps this line beside the features it has computed, and computes them anew when it has changed.
 RECIPE = (
     f"mfcc {NUM_FEATURES} rate {SAMPLE_RATE} window {WINDOW} shift {SHIFT} nfft {NFFT} "
     f"preemphasis {PREEMPHASIS} floor {ENERGY_FLOOR} scale {SCALE} hamming; version 1"
@@ -51,7 +47,7 @@ RECIPE = (
 
 
 def num_frames(samples):
-    """How many rows `mfcc` gives for so many samples.
+    """The number of rows: 1 up to 400 samples, then 1 + ceil((samples - 400) / 160); zeros fill up the last frame.
 
     >>> [num_frames(n) for n in (0, 1, 400, 401, 560, 561, 16000)]
     [0, 1, 1, 2, 2, 3, 99]
@@ -62,10 +58,7 @@ def num_frames(samples):
 def emphasise(samples, previous=0.0):
     """(n,) samples in [-1, 1] -> y[n] = x[n] - 0.97 x[n-1], scaled, float64; x[-1] is `previous`."""
     x = np.asarray(samples, dtype=np.float64) * SCALE
-    shifted = np.empty_like(x)
-    shifted[0] = previous * SCALE
-    shifted[1:] = x[:-1]
-    return x - PREEMPHASIS * shifted
+    return x - PREEMPHASIS * np.concatenate([[previous * SCALE], x[:-1]])
 
 
 def mel_energies_readable(emphasised):
@@ -82,7 +75,7 @@ def mel_energies_readable(emphasised):
 
 
 def mel_energies(emphasised):
-    """The same for all frames at once, by the library: (n,) -> (T, 40)."""
+    """The same for all frames at once, by python_speech_features: (n,) -> (T, 40)."""
     return fbank(
         emphasised,
         samplerate=SAMPLE_RATE,
@@ -90,7 +83,7 @@ def mel_energies(emphasised):
         winstep=SHIFT / SAMPLE_RATE,
         nfilt=NUM_FEATURES,  # the default of 26 would silently cap the number of cepstra at 26
         nfft=NFFT,
-        preemph=0,  # done already: at the edge of a piece it needs the sample before
+        preemph=0,  # `emphasise` has done it: where a piece of a stream begins, it needs the sample before
         winfunc=np.hamming,  # the default is rectangular
     )[0]
 
@@ -116,7 +109,7 @@ def _check_waveform(waveform):
 def mfcc(waveform, block=4096):
     """(n,) samples in [-1, 1] at 16 kHz -> (T, 40) float32 rows.
 
-    Works in blocks of frames (4096 are 41 s), because every frame copies 400 samples: an hour of audio
+    It takes `block` frames at a time (4096 are 41 s), because every frame copies 400 samples: an hour of audio
     at once would need more than a gigabyte.
     """
     waveform = _check_waveform(waveform)
@@ -135,26 +128,21 @@ class StreamingMFCC:
     """The rows of `mfcc` for audio that arrives in pieces.
 
     Two things connect a piece with the one before: the last sample (pre-emphasis), and the samples
-    that later frames still need. A frame leaves as soon as its 400 samples are there; the zero-padded
-    last one, if the audio needs it, leaves with `flush`, after which the object is as new.
+    that later frames still need.  A row is returned as soon as its 400 samples are there; that of the zero-padded
+    last frame, if there is one, comes from `flush`, after which the object is as new.
     """
 
     def __init__(self):
-        self._reset()
-
-    def _reset(self):
         self._previous = 0.0  # the last sample seen
         self._buffer = np.zeros(0)  # emphasised samples that frames to come still need
-        self._emitted = 0
+        self._emitted = 0  # rows returned so far
 
     def push(self, samples):
         """(n,) samples -> (k, 40) rows that are complete now; k may be 0."""
         samples = _check_waveform(samples)
-        if len(samples) == 0:
-            return np.zeros((0, NUM_FEATURES), dtype=np.float32)
-        y = emphasise(samples, self._previous)
-        self._previous = float(samples[-1])
-        self._buffer = np.concatenate([self._buffer, y])
+        if len(samples) > 0:
+            self._buffer = np.concatenate([self._buffer, emphasise(samples, self._previous)])
+            self._previous = float(samples[-1])
         k = (len(self._buffer) - WINDOW) // SHIFT + 1  # whole windows in the buffer
         if k <= 0:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
@@ -164,11 +152,10 @@ class StreamingMFCC:
         return rows
 
     def flush(self):
-        """End of the audio: (1, 40) for the padded last frame, or (0, 40) when none is due."""
-        left, emitted = self._buffer, self._emitted
-        self._reset()
-        # After a frame 240 of its samples stay in the buffer; only those beyond them are new.
-        already_seen = WINDOW - SHIFT if emitted else 0
+        """End of the audio: (1, 40) for the padded last frame, or (0, 40) if every sample is in a frame already."""
+        left = self._buffer
+        already_seen = WINDOW - SHIFT if self._emitted else 0  # what the last frame has left in the buffer
+        self.__init__()  # as new
         if len(left) <= already_seen:
             return np.zeros((0, NUM_FEATURES), dtype=np.float32)
         return cepstra(mel_energies(left))  # (1, 40)
@@ -178,7 +165,7 @@ class StreamingMFCC:
 
 
 class Normaliser:
-    """rows -> (rows - mean) / std, with the training set's mean and std of each coefficient."""
+    """rows -> (rows - mean) / std, with the mean and standard deviation of each coefficient in the training set."""
 
     def __init__(self, mean, std):
         mean, std = np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
@@ -201,10 +188,8 @@ class Normaliser:
         if count <= 0:
             raise UserError("there are no rows to measure a normaliser on: check the training set.")
         mean = np.asarray(total, dtype=np.float64) / count
-        variance = np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0)
-        std = np.sqrt(variance)
-        # A coefficient that never moves carries nothing; dividing it by 1 leaves 0 instead of 0/0.
-        return cls(mean, np.where(std > 1e-5, std, 1.0))
+        std = np.sqrt(np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0))
+        return cls(mean, np.where(std > 1e-5, std, 1.0))  # a coefficient that never moves becomes 0, not 0/0
 
     @classmethod
     def estimate(cls, arrays):
@@ -229,7 +214,7 @@ def demo():
     print(f"in pieces of 777 samples: the same rows, largest difference {difference:.1e}")
     silence = mfcc(np.zeros(1600))
     print(f"digital silence: largest value {np.abs(silence).max():.1f} (the floor: ln 1 = 0)")
-    # Energies times 16 add the same constant to every log energy above the floor: only c0 moves.
+    # Energies times 16 add the same constant to every log energy above the floor: only c_0 moves.
     rise = np.median(mfcc(4 * tone)[:, 0] - rows[:, 0])
     print(f"four times louder: c0 rises by {rise:.2f}, and sqrt(40) ln 16 = {np.sqrt(40) * np.log(16):.2f}")
 

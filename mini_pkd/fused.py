@@ -8,10 +8,10 @@ each chain of elementwise steps is one numba kernel, forward and backward:
     linear_dropout_residual    x + factor dropout(h W + b)            the end of every other module
     feed_forward               x + factor dropout(linear(dropout(swish(linear(h)))))
     linear_glu                 (x W + b)_left sigmoid((x W + b)_right)
-    layer_norm                 gain (x - mean) / std + bias, optionally with swish behind it
+    layer_norm                 gain (x - mean) / std + bias, then swish if asked
 
-Each has a partner in ops.py with the same arguments, `..._readable`, whose gradient comes from the tape; the tests hold
-them together, in value and in every gradient.
+Each has a partner in ops.py with the same arguments, `..._readable`, whose gradient comes from the tape; tests compare
+each pair, in value and in every gradient.
 
 Matrix products go through `matmul` of threads.py, because numpy's own `@` may run on one thread.  Kernels take float32
 and float64.  Each output row is written by one iteration of `prange`, and sums over rows go through a fixed number of
@@ -43,7 +43,7 @@ BLOCKS = 64  # partial sums in reductions over rows: more than any machine's use
 def dropout(x, rate, key):
     """x with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
 
-    Which ones is a pure function of the 32-bit `key` and the position.  rate 0 returns x itself.
+    Which ones depends on the 32-bit `key` and the position alone.  With rate 0 it returns x itself.
     """
     if rate == 0:
         return x
@@ -109,7 +109,7 @@ def _add_bias_columns(y, bias):
 
 
 def _input_gradient(x, g, weight):
-    return matmul(g, weight.data.T) if x.requires_grad else None  # features need none: that saves a product
+    return matmul(g, weight.data.T) if x.requires_grad else None  # the model's input needs none: a product saved
 
 
 def column_sum(g):
@@ -150,9 +150,9 @@ def _bias_dropout_residual(x, y, bias, factor, rate, key):
 def feed_forward(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
     """x + factor dropout(linear(dropout(swish(linear(h))))): x, h (N, D) -> (N, D), with wide (D, I) and narrow (I, D).
 
-    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Rows of I
-    columns are several times as wide as all others, so only one array of them is kept, h times `wide`: backward makes
-    the activations again, in the pass that needs the same exponentials anyway.
+    swish(z) = z sigmoid(z) (Ramachandran et al. 2017); inner, outer: (rate, key) of the dropouts.  Arrays with I
+    columns are several times as wide as all others, so only one of them is kept, h times `wide`: backward computes
+    the activations again, in a pass that needs the same exponentials anyway.
     """
     z = matmul(h.data, wide.data)  # (N, I); overwritten by its gradient in backward
     activations = np.empty_like(z)
@@ -242,16 +242,16 @@ def _bias_glu_backward(g, z, bias):
 
 
 def layer_norm(x, gain, bias, swish=False, epsilon=1e-5):
-    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016); swish behind it if asked.
+    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016), then swish if asked.
 
-    Kept for backward: mean and 1/std of each row.  The normalised row is recomputed, not stored.
+    Saved for backward: mean and 1/std of each row.  The normalised row is recomputed.
     """
     N, D = x.shape
     y = np.empty_like(x.data)
     mean, inverse = np.empty(N, dtype=y.dtype), np.empty(N, dtype=y.dtype)
     _layer_norm(x.data, gain.data, bias.data, epsilon, swish, y, mean, inverse)
 
-    def backward(g, pending):  # what the residual branch has sent to x already is added here, in the same pass
+    def backward(g, pending):  # `pending`, x's gradient from its other uses so far, is added in the same pass
         dx = np.empty_like(x.data)
         partial = np.zeros((BLOCKS, 2, D), dtype=dx.dtype)
         _layer_norm_backward(g, x.data, gain.data, bias.data, swish, mean, inverse, pending, dx, partial)

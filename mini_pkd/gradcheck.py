@@ -1,13 +1,14 @@
-"""The gradient checker: for tests, notebooks and students alike.
+"""The gradient checker: does backward() agree with what the function really does?
 
-For a function f of several arrays, a random direction v and a random cotangent w, reverse mode must give
+Take a function f of several arrays, a random direction v to move its input x in, and a random cotangent w of its
+output.  With J the matrix of all derivatives of f at x, reverse mode must give
 
-    <w, J v>  =  <J^T w, v>
+    <w, J v>  =  <J^T w, v>                where <a, b> is the sum of a * b
 
 The left side is measured by central differences, [<w, f(x + h v)> - <w, f(x - h v)>] / 2h, whose error is
-O(h^2) + O(eps / h); the right side is what backward() says.  The direction tests all inputs at once, the
-cotangent all outputs.  A cotangent of all ones would not do: the rows of a softmax sum to one, so a
-softmax whose backward returns zeros passes that test (the demo shows it).
+O(h^2) + O(eps / h); on the right, J^T w is what backward() leaves in x.grad.  The direction tests all inputs at once,
+the cotangent all outputs.  A cotangent of all ones would not do: the rows of a softmax sum to one whatever its input,
+so a softmax whose backward returns zeros would pass (the demo shows it).
 """
 
 import numpy as np
@@ -20,10 +21,11 @@ def gradcheck(function, inputs, cotangent=None, seed=0, step=1e-5, trials=3):
 
     function   takes Tensors (one per input) and returns a Tensor
     inputs     arrays; they are copied to float64
-    cotangent  a number or an array in place of the random ones: to see what they are good for
+    cotangent  a number or an array in place of the random ones, to see why they are needed
 
     Each input is also moved alone, so that a small wrong gradient cannot hide behind a large right one.
-    Returns |measured - claimed| / max(|measured|, |claimed|, 1e-3 x the largest claim, 1e-4 x <|w|, |f(x)|>).
+    A disagreement is |measured - claimed| relative to the larger of the two (or, where both are close to zero, to
+    `scale` below).
 
     >>> bool(gradcheck(lambda x, y: x @ y, [np.eye(3), np.ones((3, 2))]) < 1e-8)
     True
@@ -37,7 +39,7 @@ def gradcheck(function, inputs, cotangent=None, seed=0, step=1e-5, trials=3):
         w = rng.standard_normal(out.shape) if cotangent is None else np.broadcast_to(cotangent, out.shape)
         out.backward(w)
         directions = [rng.standard_normal(x.shape) for x in inputs]
-        terms = np.abs(w * out.data).sum()  # rounding makes of a true zero some 1e-11 of this
+        terms = np.abs(w * out.data).sum()  # by rounding alone, a difference that should be 0 is some 1e-11 of this
         claims = [0.0 if t.grad is None else (t.grad * v).sum() for t, v in zip(tensors, directions, strict=True)]
         for moved in [*range(len(inputs)), "all"]:
             chosen = [v if moved in (i, "all") else np.zeros_like(v) for i, v in enumerate(directions)]

@@ -4,9 +4,9 @@ A module is a plain object whose attributes are parameters (Tensors), other modu
 Names follow the attributes ("encoder.blocks.3.attention.qkv.weight"), in the order of their creation:
 that order is the layout of checkpoints and of the optimizer's flat buffer.
 
-Weights and biases are drawn uniformly in +-1/sqrt(fan_in).  Zero biases would be a trap here: a row that
-SpecAugment has set to zero would stay zero through a new network, and the layer norm of a zero row multiplies
-gradients by 1/sqrt(epsilon) = 316, layer after layer (norms of 1e9 were seen in a first epoch).
+Weights and biases are drawn uniformly in +-1/sqrt(inputs).  Zero biases would be a trap here: an input row that
+SpecAugment has hidden (set to zero) would stay zero through a new network, and the layer norm of a zero row multiplies
+gradients by 1/sqrt(epsilon) = 316, layer after layer.
 """
 
 import numpy as np
@@ -21,10 +21,10 @@ def parameter(values):
 
 
 class Module:
-    """Attributes that are parameters or modules are found by `named_parameters`."""
+    """Base class of everything that holds parameters."""
 
     def named_parameters(self, prefix=""):
-        """{"blocks.0.norm.gain": Tensor, ...} in order of creation; a shared tensor appears once."""
+        """{"blocks.0.norm.gain": Tensor, ...} in order of creation; a tensor with two names appears once."""
         found, seen = {}, set()
         for name, value in vars(self).items():
             inside = {}
@@ -66,7 +66,7 @@ class Linear(Module):
 
 
 class LayerNorm(Module):
-    """Brings each row to mean 0 and variance 1, then applies gain and bias; with swish behind it if asked."""
+    """Brings each row to mean 0 and variance 1, then applies gain and bias, and swish if asked."""
 
     def __init__(self, width, swish=False, dtype=np.float32):
         self.gain, self.bias = parameter(np.ones(width, dtype)), parameter(np.zeros(width, dtype))
@@ -87,7 +87,7 @@ class Embedding(Module):
 
 
 class DropoutKeys:
-    """The random numbers of one training step: a rate, and a new 32-bit key for every dropout in turn.
+    """The dropout of one training step: a rate, and a new 32-bit key for each place that drops.
 
     The keys come from `rng`, which the training loop derives from (seed, model, step): a resumed run drops
     the same elements.  NO_DROPOUT has rate 0.

@@ -1,12 +1,12 @@
 """Differentiable operations on rows: the value and its gradient side by side, in plain numpy.
 
-Everything here works row by row on a ragged batch laid end to end, `(N, D)`, and so never looks at lengths.
+Everything here works row by row on N rows of D numbers, `(N, D)`.  (All letters for sizes stand in ragged.py.)
 What mixes rows of one utterance lives in files of its own: attention.py, convolution.py, lstm.py.
 
-The first part is small operations: a line for the value, and a line for what the cotangent g of that value means for
-each input.  The second part composes them, with the operators of tensor.py, into the layers of a conformer;
-their gradients come from the tape.  Where a name ends in `_readable`, the model itself runs fused.py, which computes
-the same in fewer passes over memory.  Tests hold each pair together, in value and in every gradient.
+The first part is small operations: a line for the value, and a line for what the cotangent g of that value contributes
+to each input.  The second part composes them, with the operators of tensor.py, into the layers of a conformer;
+their gradients come from the tape.  Where a name ends in `_readable`, the model itself runs its namesake in fused.py,
+which computes the same in fewer passes over memory.  Tests compare each pair, in value and in every gradient.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def swish(x):
 
 
 def softmax(x):
-    """exp(x) over its sum, row by row.  The gradient of a row sums to zero: adding a constant to x changes nothing."""
+    """exp(x) over its sum, row by row.  Adding a constant to a row changes nothing, so its gradient sums to zero."""
     p = np.exp(x.data - x.data.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     return record(p, [x], lambda g: (p * (g - (g * p).sum(axis=1, keepdims=True)),))
@@ -59,7 +59,7 @@ def glu(x):
 
 
 def embedding(table, ids):
-    """Rows `ids (N,)` of `table (V, J)`: (N, J).  The gradient adds rows back, repeated ids included."""
+    """Rows `ids (N,)` of `table (V, J)`: (N, J).  A row that was taken twice receives the sum of both gradients."""
 
     def backward(g):
         gradient = np.zeros_like(table.data)
@@ -72,19 +72,19 @@ def embedding(table, ids):
 def dropout_readable(x, rate, key):
     """x (N, D) with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
 
-    Which ones is a pure function of the 32-bit `key` and the position.
+    Which ones depends on the 32-bit `key` and the position alone: fused.py draws them again instead of saving them.
     """
     kept = random_bits_readable(key, *x.shape) >= np.uint32(rate * (2**32 - 1))
     return x * (kept / (1 - rate))
 
 
 def layer_norm_readable(x, gain, bias, swish=False, epsilon=1e-5):
-    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016); swish behind it if asked."""
+    """gain (x - mean) / sqrt(var + epsilon) + bias over each row (Ba et al. 2016), then swish if asked."""
     centred = x.data - x.data.mean(axis=1, keepdims=True)
     r = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + epsilon)  # (N, 1)
     h = centred * r
 
-    def backward(g):  # dx neither shifts nor stretches its row: the norm undoes both, so they would change nothing
+    def backward(g):  # the norm undoes a shift or stretch of a row, so dx must have no part along 1 or along h
         a = g * gain.data
         dx = r * (a - a.mean(axis=1, keepdims=True) - h * (a * h).mean(axis=1, keepdims=True))
         return dx, (g * h).sum(axis=0), g.sum(axis=0)
@@ -102,7 +102,7 @@ def linear_readable(x, weight, bias=None):
 
 
 def linear_columns_readable(x, weight, bias):
-    """(x W + b)^T: (N, I) x (I, O) -> (O, N)."""
+    """(x W + b)^T: (N, I) x (I, O) -> (O, N), which attention.py wants."""
     return transpose(linear_readable(x, weight, bias))
 
 
@@ -112,13 +112,16 @@ def linear_glu_readable(x, weight, bias):
 
 
 def linear_dropout_residual_readable(x, h, weight, bias, factor, rate, key, columns=False):
-    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D); with `columns`, h is (I, N)."""
+    """x + factor dropout(h W + b): x (N, D), h (N, I) -> (N, D); with `columns`, h is (I, N).
+
+    With h computed from x this is a residual step: the layer only adds to what x holds already.
+    """
     h = transpose(h) if columns else h
     return x + factor * dropout_readable(linear_readable(h, weight, bias), rate, key)
 
 
 def feed_forward_readable(x, h, wide, wide_bias, narrow, narrow_bias, factor, inner, outer):
-    """x + factor dropout(linear(dropout(swish(linear(h))))): x, h (N, D) -> (N, D).
+    """x + factor dropout(linear(dropout(swish(linear(h))))): x (N, D) and h, its layer norm, -> (N, D).
 
     `wide` (D, I) and `narrow` (I, D) are the weights; `inner` and `outer` the (rate, key) of the dropouts.
     """
@@ -138,7 +141,7 @@ def demo():
     shapes = [(4, 3), (4, 3), (3, 6), (6,), (6, 3), (3,)]
     inputs = [np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(shapes)]
     error = gradcheck(lambda *t: feed_forward_readable(*t, 0.5, (0.1, 1), (0.1, 2)), inputs)
-    print(f"feed-forward, whose gradient is the tape's work, against central differences: {error:.1e}")
+    print(f"feed-forward: the tape's gradient against central differences: {error:.1e}")
 
 
 if __name__ == "__main__":

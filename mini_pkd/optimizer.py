@@ -5,8 +5,10 @@ With the gradient g of step t, for each weight w:
     m = b1 m + (1-b1) g        v = b2 v + (1-b2) g^2        w -= rate * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
 
 The class below lays all parameters end to end in one array and their gradients in another; every parameter's `data`
-and `grad` become views.  Adam is then a single pass over four arrays, whatever the number of tensors, and averaging
-gradients between processes a single message.
+and `grad` become views.  Adam is then a single pass over four arrays, whatever the number of tensors.
+
+What stands under `@kernel` (simd.py) is compiled by numba, and the rounds of its `prange` loop are shared among the
+threads.  Its partner in plain numpy, `*_readable`, says what it computes.
 """
 
 import math
@@ -17,7 +19,7 @@ from numba import prange
 from .simd import kernel
 
 BETA1, BETA2, EPSILON = 0.9, 0.98, 1e-8
-BLOCKS = 256  # a fixed cut of the buffer, so that the norm does not depend on the number of threads
+BLOCKS = 256  # the norm sums this many parts, always the same, so that the number of threads changes no bit
 
 
 def learning_rate(step, total, peak, warmup, floor=0.0):
@@ -40,9 +42,9 @@ def global_norm_readable(g):
 
 
 def clip_factor(norm, clip):
-    """What to multiply a gradient of this norm by so that it is no longer than `clip` (0 or None: any length).
+    """The factor that shortens a gradient of length `norm` to `clip` if it is longer (0 or None: any length is fine).
 
-    It keeps its direction.  A huge gradient would fill m and v for many steps to come.
+    One huge gradient would otherwise fill m and v for many steps to come.
 
     >>> clip_factor(50.0, 5.0), clip_factor(3.0, 5.0)
     (0.1, 1.0)
@@ -61,8 +63,8 @@ def adam_step_readable(w, g, m, v, t, rate):
 class Adam:
     """Owns the flat buffers of a module's parameters.
 
-    values, gradients, m, v: arrays of one number per parameter.  Gradients are added into `gradients` by backward()
-    and set to zero by `step`; `steps` counts the updates made.
+    values, gradients, m, v: arrays with one number for each that training changes.  backward() adds into `gradients`,
+    `step` sets them to zero; `steps` counts the updates made.
     """
 
     def __init__(self, module, clip=5.0):
@@ -82,7 +84,7 @@ class Adam:
     def step(self, rate):
         """One update with the gradients as they are; returns their norm before clipping.
 
-        A norm that is not finite updates nothing: the caller counts such steps.  Gradients end at zero.
+        If the norm is not finite, nothing is updated, and the caller counts it.  Gradients end at zero in any case.
         """
         partial = np.empty(BLOCKS)
         _squared_norms(self.gradients, partial)
@@ -101,13 +103,13 @@ class Adam:
         return {"values": self.values, "m": self.m, "v": self.v}
 
     def restore(self, arrays, steps):
-        """Back to a saved state; sizes must match."""
+        """Back to a saved state of the same sizes."""
         for name, array in self.state().items():
             array[:] = arrays[name]
         self.steps = steps
 
 
-@kernel(fastmath=False, readable=global_norm_readable)
+@kernel(fastmath=False, readable=global_norm_readable)  # so it sums in this order on every machine
 def _squared_norms(gradients, partial):
     size = len(gradients)
     for block in prange(len(partial)):
@@ -119,7 +121,7 @@ def _squared_norms(gradients, partial):
 
 @kernel(readable=adam_step_readable)
 def _adam(w, g, m, v, shrink, rate, correct2):
-    f = w.dtype.type
+    f = w.dtype.type  # all constants in the type of w, or numba would compute in float64
     b1, b2, c1, c2 = f(BETA1), f(BETA2), f(1 - BETA1), f(1 - BETA2)
     shrink, rate, correct2, epsilon = f(shrink), f(rate), f(correct2), f(EPSILON)
     for i in prange(len(w)):
@@ -137,7 +139,7 @@ def demo():
     point.w = parameter(np.zeros(1, np.float32))
     adam = Adam(point, clip=1.0)
     for step in range(1, 201):
-        point.w.grad += 2 * (point.w.data - 3)  # of (w - 3)^2
+        point.w.grad += 2 * (point.w.data - 3)  # the gradient of (w - 3)^2
         norm = adam.step(learning_rate(step, 200, 0.1, 20))
         if step in (1, 2, 50, 100, 200):
             print(f"step {step:3d}: gradient norm {norm:.3f}, w = {point.w.data[0]:.4f}")

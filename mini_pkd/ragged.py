@@ -10,15 +10,18 @@ A batch of two utterances, of three rows and of two, is one array of five rows a
 
 Frameworks pad the shorter utterance with rows of zeros and then carry a mask through every layer so that the zeros
 do no harm.  Here there are none: matrix products, norms and activations work row by row and never ask which utterance
-a row belongs to.  Only what mixes rows looks at `lengths`: attention, convolution, pooling, the LSTM, the lattice.
+a row belongs to.  Only what mixes rows looks at `lengths`: attention, convolution, pooling, the LSTM, the loss.
 So a batch computes exactly what its utterances would compute one by one, and no arithmetic is spent on padding.
+
+The loss will need a second layout.  The encoder turns the frames of an utterance into T rows, its text is U labels, and
+its *lattice* is the grid of T x (U + 1) nodes (t, u): "at row t, u labels have been said" (rnnt_loss.py).
 
 The letters that all files use for sizes:
 
     B   utterances in a batch          b   one of them
     T   frames, or encoder rows, of an utterance (T' after pooling where both occur)       t   one of them
-    U   labels of an utterance; its lattice has U + 1 columns                              u   a column
-    V   symbols: the units of the vocabulary and blank, which is symbol 0                  k   a symbol
+    U   labels of an utterance                                 u   how many are said: 0 to U, a column of the lattice
+    V   symbols: the units of the vocabulary (bpe.py), and blank, which is symbol 0        k   a symbol
     N   rows of a ragged batch, or nodes of a ragged lattice                               n   one of them
     F   features of a frame            D   width of the model        I, O   inputs and outputs of a linear map
     H   heads                          C   width of a head           W      window: distances that attention sees
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLANK = 0  # the symbol that says nothing and moves on to the next frame; fed to the predictor, it starts a sentence
+BLANK = 0  # the symbol that says nothing and moves on to the next row; as the predictor's first input it means "start"
 
 
 def row_starts(lengths):
@@ -45,10 +48,9 @@ def row_starts(lengths):
 
 
 def lattice_offsets(lengths, label_lengths):
-    """Where each utterance starts, (B+1,) each: encoder rows, predictor rows, nodes, labels.
+    """Where each utterance starts, and at the end the total, (B+1,) each: encoder rows, predictor rows, nodes, labels.
 
-    Node (t, u) of utterance b is node_start[b] + t * (U_b + 1) + u.  int64 throughout: with 10026 symbols 21
-    long utterances pass 2^31 logits, and int32 would wrap around without a word.
+    Node (t, u) of utterance b is nodes[b] + t * (U_b + 1) + u.  int64, because nodes times symbols may pass 2^31.
 
     >>> [start.tolist() for start in lattice_offsets([2, 3], [2, 0])]
     [[0, 2, 5], [0, 3, 4], [0, 6, 9], [0, 2, 2]]

@@ -12,7 +12,7 @@ import numpy as np
 def generator(seed, *keys):
     """A random generator that is a function of (seed, keys) and of nothing else.
 
-    Keys are integers and strings.  They are written down one after the other, with their type, and hashed:
+    Keys are integers and strings.  They are written one after the other, each with its type, and hashed:
     (1, 23) and (12, 3) differ, (1,) and (1, 0) differ (numpy's SeedSequence alone would confuse the
     latter two), and unlike Python's `hash` the result is the same in every process.
 
@@ -36,7 +36,7 @@ def generator(seed, *keys):
 def demo():
     for keys in ((0, "masks", 3), (0, "masks", 3), (0, "masks", 4), (1, "masks", 3)):
         print(f"generator{keys} draws {generator(*keys).integers(1000)}")
-    print("the same keys draw the same number: 2 x the first, then two others")
+    print("the same keys draw the same number, other keys draw another")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Two habits keep a kernel in float32; without them it runs in float64, at half th
 constants are made with `x.dtype.type(1)`, and kernels are compiled with `error_model="numpy"`
 (Python's model tests every divisor for zero, which also stops vectorisation).
 
-numba's on-disk cache does not notice an edit of this file in kernels of other files: after changing
-anything here, delete mini_pkd/__pycache__.
+numba's on-disk cache does not notice that kernels of other files use what is edited here: after changing
+anything, delete mini_pkd/__pycache__.
 """
 
 import functools
@@ -31,11 +31,11 @@ REORDER = {"reassoc", "contract", "nsz"}
 def kernel(weight=1, fastmath=REORDER, readable=None):
     """Compile a function for `prange`, and run it on all threads if its largest array is worth it, else on one.
 
-    weight     what a number costs, compared with a pass over memory
+    weight     how much work a number is, compared with reading and writing it once
     readable   the function that computes the same in plain loops or plain numpy, or the reason why there is none
 
-    Each row must be written by one iteration, so that the number of threads changes no bit.  threads.py says why all
-    threads or one, and not some of them.
+    Each row must be written by one iteration, so that the number of threads changes no bit.  threads.py says why it is
+    all threads or one, never some of them.
     """
 
     def compile(function):

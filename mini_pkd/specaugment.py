@@ -1,8 +1,7 @@
 """Augmentation: SpecAugment (Park et al., 2019) hides random stretches of the input.
 
-A model that cannot count on any single stretch learns to use all of them.
-
-For one utterance of T rows and F features, with the policy's numbers:
+A model that cannot count on any single stretch learns to use all of them.  For one utterance of T rows and F features,
+with the policy's numbers:
 
     time warp:          a random row moves by up to max_warp_fraction * T, so that one side becomes faster, one slower
     time_masks times:   width w ~ uniform{0 .. min(max_time, floor(max_time_fraction * T))}
@@ -12,12 +11,12 @@ For one utterance of T rows and F features, with the policy's numbers:
 
 The features are normalised, so 0 is their mean: the least surprising value.
 
-Our features are MFCCs, not mel energies. A "frequency" mask therefore hides a band of *cepstra*, that is
-of the speed at which the spectrum's envelope wiggles along the mel axis (c0 loudness, c1 tilt, ...),
-not a band of pitch. It still forces the model not to lean on few coefficients.
+Our features are MFCCs, not mel energies.  A "frequency" mask therefore does not hide a band of frequencies but one of
+*cepstra*: loudness and tilt, say, or the finest ripples of the spectrum.  It still keeps the model from leaning on a
+few of them.
 
-Every utterance draws from its own generator, made by `generator(seed, ...)` of seeds.py: in training its masks depend
-on (seed, model, epoch, utterance) alone, not on the step, the rest of its batch or what was drawn before.
+Every utterance draws from a random generator of its own (seeds.py): in training its masks depend on
+(seed, model, epoch, utterance) alone, not on the step, the rest of its batch or what was drawn before.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import UserError
-from .seeds import generator
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,19 @@ class SpecAugmentPolicy:
 
     def __post_init__(self):
         for name in ("time_masks", "max_time", "freq_masks", "max_freq"):
-            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 0:
-                raise UserError(
-                    f"SpecAugment's {name} must be a whole number >= 0, not {getattr(self, name)!r}: "
-                    f"0 switches that mask off."
-                )
+            value = getattr(self, name)
+            if int(value) != value or value < 0:
+                raise UserError(f"SpecAugment's {name} is {value!r}; give a whole number, 0 to switch that mask off.")
         for name in ("max_time_fraction", "max_warp_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(
-                    f"SpecAugment's {name} must lie in [0, 1], not {getattr(self, name)!r}: "
-                    f"give a fraction of the utterance's length."
-                )
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"SpecAugment's {name} is {value!r}; give a fraction of the utterance, 0 to 1.")
 
 
 def time_warp(rows, rng, max_fraction):
-    """Make one side faster and the other slower: a random row moves by up to `max_fraction` of the utterance.
+    """A random row moves by up to `max_fraction` of the utterance: (T, F) -> (T, F), interpolated linearly.
 
-    rows (T, F) -> (T, F), linear interpolation between rows; the ends stay, both sides keep at least half their
-    length.
+    The ends stay where they are, and both sides keep at least half their length.
     """
     T = len(rows)
     pivot = rng.uniform(0.25, 0.75) * (T - 1)
@@ -93,19 +86,14 @@ def mask_frequency(rows, rng, policy):
 def spec_augment(features, lengths, rngs, policy):
     """Ragged (sum of T_b, F) features -> a masked copy; `features` itself stays as it is.
 
-    lengths: (B,), rngs: B generators, one per utterance, or B integer seeds for `generator`.
+    lengths: (B,), rngs: B random generators, one per utterance.
     """
     lengths = np.asarray(lengths)
-    if int(lengths.sum()) != len(features) or len(rngs) != len(lengths):
-        raise ValueError(
-            f"{len(features)} rows, lengths that sum to {int(lengths.sum())}, {len(rngs)} generators for "
-            f"{len(lengths)} utterances: these must agree"
-        )
+    if lengths.sum() != len(features) or len(rngs) != len(lengths):
+        raise ValueError(f"{len(features)} rows, lengths {lengths.tolist()} and {len(rngs)} generators must agree")
     masked = np.array(features)  # (sum T, F)
     start = 0
     for T, rng in zip(lengths.tolist(), rngs, strict=True):
-        if isinstance(rng, (int, np.integer)):
-            rng = generator(rng)
         rows = masked[start : start + T]  # (T, F), a view
         start += T
         if policy.max_warp_fraction and T > 2:
@@ -117,6 +105,8 @@ def spec_augment(features, lengths, rngs, policy):
 
 def demo():
     """Two utterances of ones, 24 and 40 rows of 12; masked values are shown as dots."""
+    from .seeds import generator
+
     policy = SpecAugmentPolicy(time_masks=2, max_time=10, max_time_fraction=0.3, freq_masks=1, max_freq=4)
     lengths = [24, 40]
     rngs = [generator(0, "demo", name) for name in ("one", "two")]

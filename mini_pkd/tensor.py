@@ -3,21 +3,22 @@
     z = (x @ w) * y        the values are computed at once; each result remembers its parents
     z.backward(ones)       now w.grad holds, for each number in w, how much the sum of z changes with it
 
-An operation computes its value with numpy or numba and calls `record(value, parents, backward)`, where
-`backward(cotangent)` returns one gradient per parent.  The cotangent of a result is the gradient of the final number
-with respect to it, summed over all that used it.  The operators +, -, * and @ are here; ops.py has the rest.
+An operation computes its value with numpy or numba and calls `record(value, parents, backward)`.  Its parents are the
+tensors it read; those that no operation made, such as x, w and y, are the leaves.  The cotangent of a tensor is the
+gradient of the final number with respect to it, and `backward(cotangent of the value)` returns what this one operation
+contributes to the cotangent of each parent.  The operators +, -, * and @ are here; ops.py has the rest.
 
 Reverse-mode differentiation is then bookkeeping: visit the results from the newest to the oldest, hand each its
-cotangent, and add what its `backward` returns to its parents.  A result is always newer than its parents, so sorting by
-creation number *is* a topological order, and no recursion is needed: a chain of a million operations works, too.
+cotangent, and add what its `backward` returns to its parents' cotangents.  A result is always newer than its parents,
+so sorting by creation number *is* a topological order, and a chain of a million operations needs no recursion.
 
 Two rules keep this right:
 
 - Nobody writes into an array that the tape still needs: an operation's inputs and outputs are
   read-only from the moment they are recorded.
-- The tape never adds into a gradient array that an operation returned, because two parents may share it, as in x + y;
-  it makes its own sum on the second contribution.  A leaf's `grad` may be preset to a buffer, and gradients are then
-  added into that buffer (optimizer.py lays those of all parameters end to end).
+- The tape never adds into a gradient array that an operation returned, because two parents may share it, as in x + y:
+  every sum is a new array.  Only a leaf's `grad` is added to in place, so it may be preset to a part of some buffer
+  (optimizer.py lays the gradients of all parameters end to end).
 
 Left out on purpose: second derivatives, views, in-place operations, devices.
 """
@@ -29,7 +30,7 @@ import threading
 import numpy as np
 
 _serial = itertools.count()
-_consumed = object()  # stands where backward() has dropped a closure
+_consumed = object()  # takes the place of a `backward` that has been used and dropped
 
 
 # --- a value that remembers how it was made -------------------------------------------------------
@@ -44,7 +45,7 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "requires_grad", "_parents", "_backward", "_adds", "_serial")
-    __array_ufunc__ = None  # array * tensor: numpy leaves it to the tensor
+    __array_ufunc__ = None  # in array * tensor, numpy then leaves the product to the tensor
 
     def __init__(self, data, requires_grad=False):
         self.data = np.asarray(data)
@@ -59,8 +60,8 @@ class Tensor:
     def __repr__(self):
         return f"Tensor{self.data.shape}, {self.data.dtype}{', requires_grad' if self.requires_grad else ''}"
 
-    # Each operator: the value, and what its cotangent g means for the two inputs.  Either may be broadcast, as a bias
-    # is, and `other` may be a number or an array, which is a constant.
+    # Each operator: the value, and what its cotangent g contributes to both inputs.  Either may be broadcast, as a
+    # bias is, and `other` may be a number or an array, which is a constant.
 
     def __add__(self, other):
         other = self._constant(other)
@@ -92,15 +93,15 @@ class Tensor:
         return other if isinstance(other, Tensor) else Tensor(np.asarray(other, self.data.dtype))
 
     def backward(self, cotangent=None):
-        """Add d(self . cotangent)/d(leaf) to `grad` of every leaf below; a scalar needs no cotangent.
+        """Add the gradient of sum(self * cotangent) to `grad` of every leaf behind it; a scalar needs no cotangent.
 
-        The tape is consumed: closures, and with them the saved activations, are dropped as soon as they
-        have been used, so memory falls on the way, and a second call would find nothing.
+        The tape is consumed: each `backward`, and with it the arrays it has saved, is dropped as soon as it
+        has been used, so memory falls on the way, and a second call would find nothing.
         """
         if not self.requires_grad:
             raise RuntimeError(
-                "backward() of a tensor that needs no gradient: it was made under no_grad(), or from constants alone; "
-                "make it without no_grad() from a tensor that has requires_grad=True"
+                "backward() of a tensor that needs no gradient: make it outside no_grad(), from a leaf with "
+                "requires_grad=True"
             )
         if cotangent is None:
             if self.data.size != 1:
@@ -114,8 +115,7 @@ class Tensor:
             _add_to_leaf(self, cotangent)
             return
         nodes = sorted(_recorded(self), key=lambda node: node._serial)
-        cotangents = {id(self): cotangent}
-        ours = set()  # cotangents that we summed ourselves, so may add to in place
+        cotangents = {id(self): cotangent}  # of results that are still to be visited
         while nodes:
             node = nodes.pop()
             cotangent = cotangents.pop(id(node), None)
@@ -123,9 +123,8 @@ class Tensor:
             if backward is _consumed:
                 raise RuntimeError("backward() a second time through the same tape: run the forward pass again")
             node._backward, node._parents = _consumed, ()
-            if cotangent is None:
+            if cotangent is None:  # all operations that used this result returned None for it
                 continue
-            ours.discard(id(node))
             if node._adds:  # an optimisation (see `record`); skip it at first reading
                 gradients = backward(cotangent, cotangents.pop(id(parents[0]), None))
             else:
@@ -134,17 +133,13 @@ class Tensor:
                 if gradient is None or not parent.requires_grad:
                     continue
                 assert gradient.shape == parent.shape, (gradient.shape, parent.shape, backward)
-                key = id(parent)
                 if parent._backward is None:  # a leaf takes it at once: no second set of gradients in memory
                     _add_to_leaf(parent, gradient)
-                elif key not in cotangents:
-                    cotangents[key] = gradient
-                elif key in ours:
-                    cotangents[key] += gradient
+                elif id(parent) in cotangents:
+                    cotangents[id(parent)] = cotangents[id(parent)] + gradient
                 else:
-                    cotangents[key] = cotangents[key] + gradient
-                    ours.add(key)
-            del backward, parents, cotangent, gradients  # the saved activations die here
+                    cotangents[id(parent)] = gradient
+            del backward, parents, cotangent, gradients  # this frees what the operation had saved
 
 
 def _sum_to(gradient, parent):
@@ -156,17 +151,13 @@ def _sum_to(gradient, parent):
 
 
 def _recorded(root):
-    """All results of operations that backward() has to pass through: `root` too, but no leaves."""
-    seen, found, stack = {id(root)}, [], [root]
+    """All results of operations behind `root`, and `root` itself, but no leaves."""
+    found, stack = set(), [root]
     while stack:
         node = stack.pop()
-        if node._backward is None:
-            continue
-        found.append(node)
-        for parent in node._parents:
-            if id(parent) not in seen:
-                seen.add(id(parent))
-                stack.append(parent)
+        if node._backward is not None and node not in found:
+            found.add(node)
+            stack.extend(node._parents)
     return found
 
 
@@ -180,9 +171,9 @@ def _add_to_leaf(leaf, cotangent):
 def record(value, parents, backward, adds=False):
     """Put `value` on the tape.  `backward(cotangent)` returns one array (or None) per parent.
 
-    `adds` is an optimisation; skip it at first reading.  An operation that writes its first parent's gradient anyway
-    can add to it what this parent has received so far, which saves a pass over memory: it is called as
-    `backward(cotangent, pending)`, with `pending` None if nothing has come, and returns the sum in a new array.
+    `adds` is an optimisation; skip it at first reading.  It lets an operation add to its first parent's gradient what
+    this parent has received so far, which saves a pass over memory: it is called as `backward(cotangent, pending)`,
+    with `pending` None if nothing has come, and returns the sum in a new array.
     """
     out = Tensor(value)
     if _recording.on and any(parent.requires_grad for parent in parents):
@@ -196,7 +187,7 @@ def record(value, parents, backward, adds=False):
 
 
 class _Recording(threading.local):
-    """Each thread's own switch, at first on: with one for all, two no_grad() that overlap could leave it off."""
+    """A switch for each thread: with one for all, two no_grad() that overlap in time could leave it off."""
 
     on = True
 

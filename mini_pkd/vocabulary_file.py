@@ -1,4 +1,4 @@
-"""The file of a vocabulary: readable JSON with one merge a line, and a reader that believes none of it unchecked.
+"""The file of a vocabulary: JSON that people can read, with one merge a line, and a reader that checks all of it.
 
 bpe.py holds the vocabulary itself; a model file carries the same content (model_file.py).
 """
@@ -31,7 +31,7 @@ def to_dict(bpe):
 
 
 def from_dict(content, where="this vocabulary"):
-    """The inverse of `to_dict` -> BPE; a UserError about anything else names `where` the content was."""
+    """The inverse of `to_dict` -> BPE; `where` is what a UserError calls the content if it is anything else."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{where} is not a mini_pkd vocabulary, or cut short; train it again or bring a copy")
     version = content.get("version")

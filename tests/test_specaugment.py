@@ -53,7 +53,7 @@ def test_masks_obey_the_policy(seed):
     T = int(lengths[0])
     T = T if seed % 2 else 37
     features = np.resize(features, (T, 40)) + 0
-    masked = spec_augment(features, [T], [seed], FULL)
+    masked = spec_augment(features, [T], [generator(seed)], FULL)
     hidden = masked == 0
     assert np.array_equal(masked[~hidden], features[~hidden])  # what is not hidden is unchanged
     rows, columns = hidden.all(axis=1), hidden.all(axis=0)
@@ -80,7 +80,7 @@ def test_columns_are_masked_as_policy_says():
     policy = SpecAugmentPolicy(time_masks=0, max_time=0, max_time_fraction=0.0, freq_masks=1, max_freq=3)
     seen = set()
     for seed in range(200):
-        masked = spec_augment(np.ones((7, 5)), [7], [seed], policy)
+        masked = spec_augment(np.ones((7, 5)), [7], [generator(seed)], policy)
         columns = (masked == 0).any(axis=0)
         assert np.array_equal(columns, (masked == 0).all(axis=0)) and len(runs(columns)) <= 1
         seen.add(tuple(np.flatnonzero(columns)))
@@ -91,18 +91,18 @@ def test_columns_are_masked_as_policy_says():
 def test_off_means_off_and_short_utterances_survive():
     off = SpecAugmentPolicy(0, 0, 0.0, 0, 0, 0.0)
     features, lengths = batch(3)
-    assert np.array_equal(spec_augment(features, lengths, list(range(len(lengths))), off), features)
+    assert np.array_equal(spec_augment(features, lengths, [generator(0)] * len(lengths), off), features)
     everything = SpecAugmentPolicy(3, 100, 1.0, 3, 100)
     for seed in range(30):
-        assert spec_augment(np.ones((1, 40)), [1], [seed], everything).shape == (1, 40)
+        assert spec_augment(np.ones((1, 40)), [1], [generator(seed)], everything).shape == (1, 40)
     assert spec_augment(np.ones((0, 40)), [], [], FULL).shape == (0, 40)
 
 
 def test_mismatches_and_bad_policies_are_refused():
     with pytest.raises(ValueError, match="agree"):
-        spec_augment(np.ones((5, 4)), [2, 2], [0, 1], FULL)
+        spec_augment(np.ones((5, 4)), [2, 2], [generator(0)] * 2, FULL)
     with pytest.raises(ValueError, match="agree"):
-        spec_augment(np.ones((4, 4)), [2, 2], [0], FULL)
+        spec_augment(np.ones((4, 4)), [2, 2], [generator(0)], FULL)
     with pytest.raises(UserError, match="max_time_fraction"):
         SpecAugmentPolicy(max_time_fraction=1.5)
     with pytest.raises(UserError, match="time_masks"):
@@ -143,10 +143,9 @@ def test_time_warp_moves_a_point_and_keeps_the_ends():
     assert moved > 100
     policy = SpecAugmentPolicy(0, 0, 0.0, 0, 0, 0.2)
     features, lengths = batch(3)
-    rngs = list(range(len(lengths)))
-    together = spec_augment(features, lengths, rngs, policy)
+    together = spec_augment(features, lengths, [generator(b) for b in range(len(lengths))], policy)
     start = 0
-    for T, seed in zip(lengths, rngs, strict=True):
-        alone = spec_augment(features[start : start + T], [T], [seed], policy)
+    for b, T in enumerate(lengths):
+        alone = spec_augment(features[start : start + T], [T], [generator(b)], policy)
         assert np.array_equal(together[start : start + T], alone)
         start += T

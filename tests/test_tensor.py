@@ -234,12 +234,12 @@ def test_gradients_of_two_leaves_never_share_memory():
 
 
 def test_a_shared_gradient_in_the_middle_of_the_tape():
-    """The intermediate sums are the tape's own, but the first contribution to each is not."""
+    """Several contributions to one result, the first of which it shares with another."""
     x = leaf(1.0)
     a, b = double(x), double(x)
     s = add(a, b)  # g goes to a and b, the same array
     t = add(s, a)  # and a collects a second time
-    u = add(t, a)  # and a third time, now into the tape's own sum
+    u = add(t, a)  # and a third time
     multiply(u, leaf(1.0)).backward()
     assert x.grad == 2 * 3 + 2
 
