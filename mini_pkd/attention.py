@@ -87,7 +87,7 @@ def attend_readable(q, k, v, r):
 
 
 def attend_backward_readable(g, q, k, v, r, p):
-    """g (C, T), the gradient of out -> gradients of q, k, v and of s (W, T), the scores before they are divided.
+    """g (C, T), the gradient of out -> gradients of q, k, v and of s (W, T), the scores before the division.
 
     The lines of attend_readable, last one first, and the gradients that each sends back:
 
