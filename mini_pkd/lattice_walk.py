@@ -36,6 +36,7 @@ from .lattice_kernels import (
     score_nodes,
 )
 from .ragged import BLANK, lattice_offsets
+from .tensor import is_recording, record
 from .threads import matmul
 
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
@@ -280,3 +281,23 @@ def joint_backward(d_logits, hidden, table, chunk, row_of, d_hidden, grads):
         d_table[block] += matmul(d_logits[:, block].T, hidden, out=product)
     matmul(d_logits, table, out=d_hidden)
     joint_hidden_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, d_enc, d_pred)
+
+
+# --- onto the tape --------------------------------------------------------------------------------
+
+
+def wants_gradients(inputs):
+    """Will backward() be asked for the gradients of these Tensors?"""
+    return is_recording() and any(tensor.requires_grad for tensor in inputs)
+
+
+def record_scalar(value, inputs, grads):
+    """A loss whose gradients are known already, on the tape: backward() only multiplies them."""
+
+    def backward(cotangent):
+        if cotangent != 1:
+            for gradient in grads:
+                gradient *= cotangent
+        return grads
+
+    return record(np.asarray(value, dtype=inputs[0].data.dtype), inputs, backward)
