@@ -228,7 +228,7 @@ def demo():
         [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1], [0.7, 0.1, 0.2, 0.1, 0.1]],
     ])  # fmt: skip
     log_probs = log_softmax(scores)
-    print("2 frames, labels 1 and 2, 5 symbols: an example that many implementations test, 4.49567")
+    print("2 frames, labels 1 and 2, 5 symbols: an example that many implementations test, 4.495666 + rounding")
     loss, gradient = readable(log_probs, [1, 2])
     print(f"  alpha and beta  {loss:.6f}\n  all 3 paths     {brute_force(log_probs, [1, 2]):.6f}")
     print("given the transcript, a row for each frame:")
