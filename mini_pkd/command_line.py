@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import sys
 
 from . import UserError
 from .command import Parser
@@ -17,10 +16,9 @@ from .decode import MAX_BEAM
 # Operational settings, free to change on a run that has begun: how often to save, and the beam, with which finished
 # models are then decoded again.  Not max_symbols, because which weights are kept depends on it: the dev set is decoded
 # with it.  peak_rate may only fall, for the models that are not trained yet (run_folder.py).
-MAY_CHANGE = ("checkpoint_minutes", "beam")
-RETIRED = {"keep_mb": "the lattice needs little memory without it"}  # settings of older versions, still accepted
+MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
 
-MAY_BE_ZERO = ("warmup_steps", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to
 # the estimate.
@@ -86,8 +84,6 @@ def overridden(scale, assignments):
         size, dot, key = name.partition(".")
         if not equals:
             raise UserError(f"{assignment!r} is not of the form name=value, for example epochs=3.")
-        if name in RETIRED:
-            print(f"{name} has no effect any more: {RETIRED[name]}.", file=sys.stderr)
         elif not dot:
             settings = _replaced(settings, name, text, name)
         elif size not in sizes:

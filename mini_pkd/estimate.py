@@ -44,7 +44,9 @@ def describe(cascade, jobs):
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
         nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)
-        again = float((nodes > chunk_rows(config.symbols, config.joint_width, teacher is not None)).mean())
+        rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
+        rows += s.keep_mb * 2**20 / (4 * config.symbols)
+        again = float(np.maximum(0, 1 - rows / nodes).mean())
         flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
         seconds.append(flop / speed)
         lines.append(
@@ -141,6 +143,7 @@ def _memory(config, settings, teacher):
     V, J = config.symbols, config.joint_width
     rows = chunk_rows(V, J, teacher is not None)
     lattice = 4 * rows * (V + 2 * J + ((V + teacher.joint_width) if teacher else 0))
+    lattice += settings.keep_mb * 2**20
     return 20 * count_parameters(config) + frames * sum(rates) * row + taught + lattice + 200e6
 
 

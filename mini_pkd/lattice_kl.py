@@ -97,7 +97,7 @@ def distillation_loss(
     """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), KL (B,)).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
-    options: chunk_bytes of `walk_lattice`.
+    options: chunk_bytes and keep_bytes of `walk_lattice`.
     """
     if kind not in KINDS or mixing not in MIXINGS:
         raise LatticeError(f"kind must be one of {KINDS} and mixing one of {MIXINGS}, not {kind!r} and {mixing!r}")

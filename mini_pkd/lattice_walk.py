@@ -7,8 +7,8 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
 1. chunk by chunk, joint network -> logits; only three numbers per node are kept: ln P(blank), ln P(next label) and
    the log-normaliser ln Z.  Forward-backward needs no more than the first two, and says with which probability a
    path, given the transcript, takes the blank and the label of every node;
-2. backwards over the chunks, logits again (the last chunk's are still there) -> gradients by the logits -> gradients
-   by the joint's inputs and by the table.  The teacher, if there is one, is asked only here, beside the student.
+2. backwards over the chunks, logits again (those of the last chunks are still there) -> gradients by the logits ->
+   gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
 
 **Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
 each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
@@ -40,6 +40,7 @@ from .tensor import is_recording, record
 from .threads import matmul
 
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
+KEEP_BYTES = 128 * 2**20  # logits of earlier chunks that stay until their gradients are made
 SYMBOLS = 1024  # rows of the table whose gradient is computed at one time
 
 
@@ -189,14 +190,15 @@ def scratch(name, rows, columns, dtype):
 
 
 def walk_lattice(
-    student, labels, lengths, label_lengths, gradients=True, rnnt_weight=1.0,
-    teacher=None, kind="full", temperature=1.0, kl_weight=0.0, chunk_bytes=None, negligible=None,
+    student, labels, lengths, label_lengths, gradients=True, rnnt_weight=1.0, teacher=None, kind="full",
+    temperature=1.0, kl_weight=0.0, chunk_bytes=CHUNK_BYTES, keep_bytes=KEEP_BYTES, negligible=None,
 ):  # fmt: skip
     """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
 
     student, teacher    (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
     kind, temperature   of the KL, see lattice_kl.py
-    chunk_bytes         logits (both networks') that are alive together
+    chunk_bytes         logits (both networks') of one chunk
+    keep_bytes          logits of earlier chunks that stay from the first walk to the second, and need not be made again
     negligible          without a teacher, a node gets no gradient if a path comes by with at most this probability;
                         by default so little that float32 (or float64) sums do not notice; 0 keeps all that are visited
 
@@ -208,7 +210,8 @@ def walk_lattice(
     B = len(lengths)
     if negligible is None:
         negligible = np.finfo(enc.dtype).eps / (lengths * (label_lengths + 1)).sum()
-    rows = chunk_rows(V, J, teacher is not None, enc.itemsize, CHUNK_BYTES if chunk_bytes is None else chunk_bytes)
+    rows = chunk_rows(V, J, teacher is not None, enc.itemsize, chunk_bytes)
+    kept = 1 + keep_bytes // (rows * V * enc.itemsize)  # chunks, from the last one back; the last one's stay anyway
     groups = list(chunk_groups(lengths, label_lengths, labels, rows))
     largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
 
@@ -219,20 +222,27 @@ def walk_lattice(
     def matrix(name, height, width):
         return scratch(name, largest, width, enc.dtype)[:height]
 
-    def joint(network, chunk, row_of, height, name):
-        """hidden and logits of those nodes of a chunk that have a row."""
+    def hidden_of(network, chunk, row_of, height, name):
+        """Of those nodes of a chunk that have a row."""
         enc, pred, table, _ = network
         hidden = matrix(name + " hidden", height, table.shape[1])
         joint_hidden(enc, pred, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, hidden)
-        return hidden, matmul(hidden, table.T, out=matrix(name + " logits", height, V))
+        return hidden
+
+    def logits_of(network, hidden, name):
+        return matmul(hidden, network[2].T, out=matrix(name + " logits", len(hidden), V))
 
     for first, last, chunks in groups:
         N = chunks[-1].nodes.stop
         blank, label, log_Z, go_on, speak, take_blank, take_label, kl = scratch("nodes", 8, N, np.float64)
-        for chunk in chunks:
+        standing = {}  # logits of the first walk by chunk; where they do not stay, the next chunk's replace them
+        for back, chunk in reversed(list(enumerate(reversed(chunks)))):
             at = chunk.nodes
-            hidden, logits = joint(student, chunk, chunk.all, chunk.size, "student")
+            hidden = hidden_of(student, chunk, chunk.all, chunk.size, "student")
+            logits = logits_of(student, hidden, f"student {back}" if back < kept else "student 0")
             score_nodes(logits, bias, chunk.labels, blank[at], label[at], log_Z[at])
+            if back < kept:
+                standing[chunk] = logits
 
         columns = label_lengths[first:last] + 1
         node_start = np.concatenate([[0], np.cumsum(lengths[first:last] * columns)])
@@ -241,31 +251,28 @@ def walk_lattice(
         losses[first:last] = -totals
 
         for chunk in reversed(chunks) if gradients or teacher is not None else ():
-            at, in_place = chunk.nodes, chunk is chunks[-1]
-            if teacher is not None:
-                node_of = row_of = chunk.all
-                if not in_place:
-                    hidden, logits = joint(student, chunk, row_of, chunk.size, "student")
-                _, teacher_logits = joint(teacher, chunk, row_of, chunk.size, "teacher")
+            at, stands = chunk.nodes, chunk in standing
+            node_of = row_of = chunk.all
+            if teacher is None:
+                node_of, row_of = rows_of_nodes(take_blank[at] + take_label[at], negligible, stands)
+            height = len(node_of)
+            if chunk is not chunks[-1] or height < chunk.size:  # else the hidden rows of the first walk still stand
+                hidden = hidden_of(student, chunk, row_of, height, "student")
+            logits = standing[chunk] if stands else logits_of(student, hidden, "student 0")
+            if teacher is None:
+                rnnt_gradient_rows(
+                    logits, node_of if stands else row_of[node_of], node_of, bias, log_Z[at], chunk.labels,
+                    take_blank[at], take_label[at], float(rnnt_weight),
+                )  # fmt: skip
+            else:
+                teacher_logits = logits_of(teacher, hidden_of(teacher, chunk, row_of, height, "teacher"), "teacher")
                 distil(
                     logits, bias, teacher_logits, teacher[3], chunk.labels, float(temperature), take_blank[at],
                     take_label[at], float(rnnt_weight), float(kl_weight), kl[at],
                 )  # fmt: skip
-            else:
-                node_of, row_of = rows_of_nodes(take_blank[at] + take_label[at], negligible, in_place)
-                if in_place:
-                    moved = np.flatnonzero(node_of >= len(node_of))
-                    hidden[moved] = hidden[node_of[moved]]
-                else:
-                    hidden, logits = joint(student, chunk, row_of, len(node_of), "student")
-                rnnt_gradient_rows(
-                    logits, node_of if in_place else row_of[node_of], node_of, bias, log_Z[at], chunk.labels,
-                    take_blank[at], take_label[at], float(rnnt_weight),
-                )  # fmt: skip
             if gradients:
-                height = len(node_of)
                 d_hidden = matrix("d_hidden", height, J)
-                joint_backward(logits[:height], hidden[:height], table, chunk, row_of, d_hidden, grads)
+                joint_backward(logits[:height], hidden, table, chunk, row_of, d_hidden, grads)
         if teacher is not None:
             kl_sums[first:last] = np.add.reduceat(kl, node_start[:-1])
     return losses, kl_sums, grads

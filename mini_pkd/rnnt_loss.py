@@ -207,7 +207,7 @@ def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **options)
 
     enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here, while
     the logits are at hand, and backward() only scales them; under no_grad() they are left out.
-    options: chunk_bytes and negligible of `walk_lattice`.  Raises LatticeError for input that is no lattice.
+    options: chunk_bytes, keep_bytes and negligible of `walk_lattice`.  LatticeError for input that is no lattice.
     """
     inputs = (enc, pred, table, bias)
     arrays = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)

@@ -16,6 +16,7 @@ from . import UserError
 from .command_line import nearest, overridden
 from .conformer import ConformerConfig
 from .decode import MAX_SYMBOLS
+from .lattice_walk import KEEP_BYTES
 from .specaugment import SpecAugmentPolicy
 from .transducer import TransducerConfig, count_parameters
 
@@ -97,6 +98,7 @@ class Settings:
     freq_masks: int = 1  # bands of cepstra that are hidden,
     max_freq: int = 4  # each at most so many wide
     dev_every: int = 1  # epochs from one dev score to the next
+    keep_mb: int = KEEP_BYTES // 2**20  # MiB of logits kept rather than computed twice (lattice_walk.py)
     checkpoint_minutes: float = 5.0  # between two saved states of a training
     beam: int = 8  # hypotheses that the search keeps on the test sets
     max_symbols: int = MAX_SYMBOLS  # most symbols per encoder row in decoding
@@ -191,7 +193,7 @@ SMALL = Scale(
 FULL = Scale(
     "full",
     Settings(
-        data="LibriSpeech", vocab_size=10026, epochs=40, curriculum_epochs=1, checkpoint_minutes=20.0,
+        data="LibriSpeech", vocab_size=10026, epochs=40, curriculum_epochs=1, keep_mb=256, checkpoint_minutes=20.0,
         batch_utterances=64, batch_frames=80000, max_frames=3600,
         peak_rate=1e-4, warmup_steps=10000,
         max_time=100, max_time_fraction=0.05, freq_masks=2, max_freq=8,

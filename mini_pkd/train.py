@@ -41,8 +41,9 @@ from .training_state import TrainingState
 def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     """-> (loss Tensor, RNN-T per utterance (B,), KL per utterance (B,)), the loss being the batch's mean."""
     student, lengths = model.lattice_inputs(batch, features, dropout)
+    keep_bytes = settings.keep_mb * 2**20
     if teacher is None:
-        loss, rnnt = rnnt_loss(*student, batch.labels, lengths, batch.label_lengths)
+        loss, rnnt = rnnt_loss(*student, batch.labels, lengths, batch.label_lengths, keep_bytes=keep_bytes)
         return loss, rnnt, np.zeros_like(rnnt)
     with no_grad():
         taught, teacher_lengths = teacher.lattice_inputs(batch, features)
@@ -51,6 +52,7 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     return distillation_loss(
         student, tuple(t.data for t in taught), batch.labels, lengths, batch.label_lengths,
         alpha=settings.alpha, temperature=settings.temperature, kind=settings.kl, mixing=settings.mixing,
+        keep_bytes=keep_bytes,
     )  # fmt: skip
 
 

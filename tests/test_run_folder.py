@@ -38,14 +38,15 @@ def test_a_folder_of_other_settings(copy, data, capfd, more, key):
 
 def test_operational_settings_may_change(copy, data, finished):
     untrain(copy, "B2")
-    assert cascade.main(words_of(data, copy, "checkpoint_minutes=7")) == 0
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=7", "keep_mb=64")) == 0
     assert weights(copy) == weights(finished)
     config = json.loads((copy / "config.json").read_text())
-    assert config["settings"]["checkpoint_minutes"] == 7
+    assert config["settings"]["checkpoint_minutes"] == 7 and config["settings"]["keep_mb"] == 64
     others = [name for name in MODELS if name != "B2"]
-    assert config["history"] == [{"before": {"settings.checkpoint_minutes": 1e-9}, "trained": others}]
+    before = {"settings.checkpoint_minutes": 1e-9, "settings.keep_mb": 128}
+    assert config["history"] == [{"before": before, "trained": others}]
     assert json.loads((copy / "results.json").read_text())["settings"]["checkpoint_minutes"] == 7
-    assert cascade.main(words_of(data, copy, "checkpoint_minutes=9", "keep_mb=64")) == 0  # of version 0.1
+    assert cascade.main(words_of(data, copy, "checkpoint_minutes=9", "keep_mb=64")) == 0
     history = json.loads((copy / "config.json").read_text())["history"]
     assert history[1:] == [{"before": {"settings.checkpoint_minutes": 7}, "trained": list(MODELS)}]
 

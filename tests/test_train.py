@@ -213,3 +213,16 @@ def test_dev_evaluation_does_not_depend_on_batches(handful):
     (loss_a, wer_a), (loss_b, wer_b) = (train.evaluate(model, part, bpe, s) for s in (one, many))
     # float32: products of other shapes round differently, the loss of an untrained model is about 100
     assert math.isclose(loss_a, loss_b, rel_tol=1e-5) and wer_a == wer_b
+
+
+def test_the_memory_for_logits_is_that_of_the_settings(handful, monkeypatch):
+    """keep_mb changes no number, so only the call can show it."""
+    part, bpe, _ = handful
+    batch, asked = part.batch([0, 1]), []
+    for name in ("rnnt_loss", "distillation_loss"):
+        real = getattr(train, name)
+        monkeypatch.setattr(train, name, lambda *a, real=real, **o: asked.append(o["keep_bytes"]) or real(*a, **o))
+    settings = dataclasses.replace(SETTINGS, keep_mb=3)
+    for teacher in (None, new_model(bpe)):
+        train.lattice_loss(new_model(bpe), teacher, batch, batch.features, settings)
+    assert asked == [3 * 2**20] * 2

@@ -52,7 +52,7 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 UNUSUAL = dataclasses.replace(
     TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", max_symbols=2,
+    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}
