@@ -1,8 +1,8 @@
 """Self-attention over a causal window with relative positions, on a ragged batch.
 
-Each row n asks with its query q_n; it looks at itself and at the W - 1 rows before it in the same utterance, never
-at a later one, and takes a weighted mean of their values v_m.  The weight depends on their keys k_m and on the
-distance i = n - m, from 0 to W - 1:
+Three linear maps (conformer.py) make a query, a key and a value of each row.  Row n looks at itself and at the W - 1
+rows before it in the same utterance, never at a later one, and takes a weighted mean of their values v_m.  The weights
+depend on its query q_n, on their keys k_m, and on the distance i = n - m, from 0 to W - 1:
 
     score(n, m) = q_n . (k_m + r_i) / sqrt(C)          p = softmax over m          out_n = sum_m p_m v_m
 

@@ -56,7 +56,7 @@ class ConformerConfig:
 
 
 class FeedForward(Module):
-    """x + 1/2 dropout(W2 dropout(swish(W1 norm(x)))), x (N, D)."""
+    """x + 1/2 dropout(narrow(dropout(swish(wide(norm(x)))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, hidden = config.width, config.expansion * config.width
@@ -70,7 +70,7 @@ class FeedForward(Module):
 
 
 class Attention(Module):
-    """x + dropout(W attention(norm(x))), x (N, D)."""
+    """x + dropout(out(attention(qkv(norm(x))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, W, self.heads = config.width, config.window, config.heads
@@ -90,7 +90,7 @@ class Attention(Module):
 
 
 class Convolution(Module):
-    """x + dropout(W2 swish(norm(depthwise(glu(W1 norm(x)))))), x (N, D)."""
+    """x + dropout(out(swish(inner_norm(depthwise(glu(gated(norm(x)))))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, K = config.width, config.kernel

@@ -1,13 +1,12 @@
 """Distillation over the lattice: at every node the student's distribution follows the teacher's.
 
-The paper (arXiv 2210.00169) adds to the RNN-T loss
+The paper (arXiv 2210.00169) adds to the RNN-T loss alpha times the Kullback-Leibler divergence (KL) of all nodes,
 
     L_KD = sum over nodes (t, u), sum over symbols k:  P_T(k|t,u) ln( P_T(k|t,u) / P_S(k|t,u) )
 
-with a weight alpha, which is no relative of the alpha of rnnt_loss.py.  It is a *sum* over the nodes of an utterance:
-that is why a small weight, 0.02, is enough.  The derivative by the student's logits is P_S - P_T.  A temperature tau
-divides both networks' logits before the softmax, and then the derivative is (P_S - P_T) / tau; there is no factor tau^2
-in front.  The paper uses tau = 1.
+This alpha is a weight, not the variable of rnnt_loss.py; 0.02 is enough because the nodes of an utterance are *summed*.
+The derivative by the student's logits is P_S - P_T.  A temperature tau divides both networks' logits before the
+softmax, and then the derivative is (P_S - P_T) / tau; there is no factor tau^2 in front.  The paper uses tau = 1.
 
 kind="collapsed" is the cheaper loss of Panchapagesan et al. (arXiv 2011.06110).  It knows three classes per node:
 blank, the transcript's next label, and the rest, whose probabilities are added up.  (The last column has no next label,
