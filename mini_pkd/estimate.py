@@ -45,7 +45,7 @@ def describe(cascade, jobs):
         config, teacher = configs[model.name], configs.get(model.teacher)
         nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)
         rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
-        rows += s.keep_mb * 2**20 / (4 * config.symbols)
+        rows = max(rows, s.keep_mb * 2**20 / (4 * config.symbols))
         again = float(np.maximum(0, 1 - rows / nodes).mean())
         flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
         seconds.append(flop / speed)
@@ -142,8 +142,8 @@ def _memory(config, settings, teacher):
     taught = 4 * count_parameters(teacher) if teacher else 0
     V, J = config.symbols, config.joint_width
     rows = chunk_rows(V, J, teacher is not None)
-    lattice = 4 * rows * (V + 2 * J + ((V + teacher.joint_width) if teacher else 0))
-    lattice += settings.keep_mb * 2**20
+    lattice = 4 * rows * (2 * J + ((V + teacher.joint_width) if teacher else 0))
+    lattice += max(4 * rows * V, settings.keep_mb * 2**20)
     return 20 * count_parameters(config) + frames * sum(rates) * row + taught + lattice + 200e6
 
 

@@ -40,7 +40,7 @@ from .tensor import is_recording, record
 from .threads import matmul
 
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
-KEEP_BYTES = 128 * 2**20  # logits of earlier chunks that stay until their gradients are made
+KEEP_BYTES = 128 * 2**20  # of an utterance's logits so much stays until its gradients are made
 SYMBOLS = 1024  # rows of the table whose gradient is computed at one time
 
 
@@ -198,7 +198,7 @@ def walk_lattice(
     student, teacher    (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
     kind, temperature   of the KL, see lattice_kl.py
     chunk_bytes         logits (both networks') of one chunk
-    keep_bytes          logits of earlier chunks that stay from the first walk to the second, and need not be made again
+    keep_bytes          logits of the last chunks that stay from the first walk to the second, and are not made again
     negligible          without a teacher, a node gets no gradient if a path comes by with at most this probability;
                         by default so little that float32 (or float64) sums do not notice; 0 keeps all that are visited
 
@@ -211,7 +211,7 @@ def walk_lattice(
     if negligible is None:
         negligible = np.finfo(enc.dtype).eps / (lengths * (label_lengths + 1)).sum()
     rows = chunk_rows(V, J, teacher is not None, enc.itemsize, chunk_bytes)
-    kept = 1 + keep_bytes // (rows * V * enc.itemsize)  # chunks, from the last one back; the last one's stay anyway
+    kept = max(1, keep_bytes // (rows * V * enc.itemsize))  # chunks, from the last one back
     groups = list(chunk_groups(lengths, label_lengths, labels, rows))
     largest = max(chunk.size for _, _, chunks in groups for chunk in chunks)
 
