@@ -30,7 +30,7 @@ def convolve(x, taps, bias, row_of, first_of, out):
 
 @kernel(readable="convolution.depthwise_convolution_backward_readable")
 def convolve_backward(g, taps, last_of, dx):
-    # Row n was read by outputs n, n+1, ... with taps K-1, K-2, ...
+    # Row n was read by outputs n, n+1, ..., through taps K-1, K-2, ...
     K, D = taps.shape
     for n in prange(len(dx)):
         readers = min(K, last_of[n] - n)
