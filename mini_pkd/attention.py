@@ -1,18 +1,19 @@
 """Self-attention over a causal window with relative positions, on a ragged batch.
 
-Row n attends to itself and to the W - 1 rows before it in the same utterance, never to a later one.
-With head width C = D / H and distance i = n - m, from 0 to W - 1:
+Three linear maps (conformer.py) make a query, a key and a value of each row.  Row n looks at itself and at the W - 1
+rows before it in the same utterance, never at a later one, and takes a weighted mean of their values v_m.  The weights
+depend on its query q_n, on their keys k_m, and on the distance i = n - m, from 0 to W - 1:
 
     score(n, m) = q_n . (k_m + r_i) / sqrt(C)          p = softmax over m          out_n = sum_m p_m v_m
 
-This is the relative attention of Transformer-XL (Dai et al. 2019, eq. for A^rel), the one the conformer
-uses, with two simplifications that the limited window allows: the position vectors r_i are a learned
-table of W rows instead of projected sinusoids, and the two global query biases u and v are one,
-namely the bias of the query projection.
+The D columns are split into H heads of width C = D / H, and each head does this for itself.
 
-The file climbs in three steps: the definition, one row at a time; the same for all rows of an utterance at
-once, one distance at a time, with its gradient; and the operation that training records, which does what the
-second step does with the kernels of attention_kernel.py.
+This is the relative attention of Transformer-XL (Dai et al. 2019, section 3.3), which the conformer uses, with two
+simplifications that the limited window allows: the position vectors r_i are a learned table of W rows instead of
+projected sinusoids, and one bias is added to all queries instead of one for the keys and one for the positions.
+
+There are three steps: the definition, row by row; the same for all rows of an utterance at once, distance by distance,
+with its gradient; and the operation that training records, whose kernels (attention_kernel.py) do what step two does.
 """
 
 import numpy as np
@@ -26,7 +27,7 @@ from .threads import matmul
 
 
 def causal_attention_readable(qkv, positions, lengths, heads):
-    """qkv (N, 3D): query, key and value of each row; positions (W, D); lengths (B,) -> (N, D).  Arrays."""
+    """qkv (N, 3D): query, key and value of each row; positions (W, D): r_i; lengths (B,) -> (N, D).  Arrays."""
     q, k, v = np.split(qkv, 3, axis=1)
     out = np.zeros_like(q)
     C = q.shape[1] // heads
@@ -45,17 +46,17 @@ def causal_attention_readable(qkv, positions, lengths, heads):
 # --- all rows at once, distance by distance -------------------------------------------------------
 #
 # A matrix of all pairs (n, m) would be T x T, and most of it zero.  Stored by distance, the same weights are W x T.
-# For W = 3 and T = 4, with n<-m for what row n takes from row m:
+# For W = 3 and T = 4, where n<-m is what row n takes from row m:
 #
 #     distance 0    0<-0   1<-1   2<-2   3<-3
-#     distance 1      0    1<-0   2<-1   3<-2       each line: queries t and keys t - i are two stretches of the
-#     distance 2      0      0    2<-0   3<-1       same rows, one shifted by i
+#     distance 1      0    1<-0   2<-1   3<-2       in a line, the queries are rows i to T - 1
+#     distance 2      0      0    2<-0   3<-1       and the keys rows 0 to T - 1 - i
 #
-# So here, and only here, rows lie along the *last* axis, and each step of the loops below is one long operation on
-# contiguous numbers, whatever the width of a head.
+# So from here on rows lie along the *last* axis: each step of the loops below is one long operation on contiguous
+# numbers, however narrow a head is.
 #
-# Streaming puts `past` rows of context in front of an utterance: their keys and values are attended to, and they
-# have no query and no output.  Query t then stands at row past + t.
+# Streaming puts `past` rows of context in front of an utterance: rows that were heard before.  They have keys and
+# values to attend to, but no query and no output.  Query t then stands at row past + t.
 
 
 def pairs_at(i, past, T):
@@ -86,13 +87,15 @@ def attend_readable(q, k, v, r):
 
 
 def attend_backward_readable(g, q, k, v, r, p):
-    """g (C, T), the gradient of out -> gradients of q, k, v and of the scores s (W, T).  The last line comes first:
+    """g (C, T), the gradient of out -> gradients of q, k, v and of s (W, T), the scores before the division.
 
-        out_t = sum_i p_i[t] v_{t-i}                  dp_i[t] = g_t . v_{t-i}        dv_{t-i} += p_i[t] g_t
-        p = softmax(s)                                ds_i = p_i (dp_i - sum_j p_j dp_j)
-        s_i[t] = q_t . (k_{t-i} + r_i) / sqrt(C)      dq_t += ds_i[t] (k_{t-i} + r_i)    dk_{t-i} += ds_i[t] q_t
+    The lines of attend_readable, last one first, and the gradients that each sends back:
 
-    where ds has the 1 / sqrt(C) in it already.  The operation below adds dr_i = sum_t ds_i[t] q_t, one product a head.
+        out_t = sum_i p_i[t] v_{t-i}           dp_i[t] = g_t . v_{t-i}              dv_{t-i} += p_i[t] g_t
+        p = softmax(s / sqrt(C))               ds_i = p_i (dp_i - sum_j p_j dp_j) / sqrt(C)
+        s_i[t] = q_t . (k_{t-i} + r_i)         dq_t += ds_i[t] (k_{t-i} + r_i)      dk_{t-i} += ds_i[t] q_t
+
+    dr_i = sum_t ds_i[t] q_t is left to the operation below.
     """
     (C, T), W = q.shape, len(r)
     past = k.shape[1] - T
@@ -113,11 +116,10 @@ def attend_backward_readable(g, q, k, v, r, p):
 
 
 def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
-    """qkv (3D, M): queries, keys, values of each row below each other, positions (W, D), lengths (B,) -> (D, N).
+    """qkv (3D, M): queries, keys and values of the rows, one below the other; positions (W, D), lengths (B,) -> (D, N).
 
-    positions[i] is r_i, the vector of distance i.  N = sum(lengths) outputs; M = N unless context_lengths
-    (B,) says how many rows in front of each utterance's own are context: attended to, without an output.
-    The probabilities are kept for backward: memory grows with N x W.
+    There are N = sum(lengths) outputs; M = N unless context_lengths (B,) says how many rows of context stand in front
+    of each utterance's own.  The probabilities are kept for backward: memory grows with N x W.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     context = np.zeros_like(lengths) if context_lengths is None else np.asarray(context_lengths, np.int64)
@@ -130,9 +132,9 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
     def backward(g):
         dqkv = np.empty_like(qkv.data)
         attend_backward(np.ascontiguousarray(g), qkv.data, positions.data, *layout, probabilities, dqkv)
-        # Now `probabilities` holds the gradient of the scores: dr_i = sum over n of ds_i q_n, a product per head.
+        # The kernel has put ds in the place of the probabilities.  Left: dr_i = sum over n of ds_i[n] q_n.
         q = qkv.data[:D]
-        if context.any():
+        if context.any():  # rows of context have no query: leave their columns out
             q = q[:, np.repeat(row_starts(lengths + context) + context - row_starts(lengths), lengths) + np.arange(N)]
         q = q.reshape(heads, D // heads, N).transpose(0, 2, 1)  # (H, N, C)
         return dqkv, np.hstack([matmul(ds, rows) for ds, rows in zip(probabilities, q, strict=True)])  # (W, D)
@@ -141,7 +143,7 @@ def causal_attention(qkv, positions, lengths, heads, context_lengths=None):
 
 
 def attention_weights(qkv, positions, heads):
-    """A picture of one utterance: arrays (3D, T), (W, D) -> (H, T, T); [h, n, m] is what row n takes from row m."""
+    """To look at: one utterance's arrays (3D, T), (W, D) -> (H, T, T); [h, n, m] is what row n takes from row m."""
     T, (W, D) = qkv.shape[1], positions.shape
     probabilities, out = np.empty((heads, W, T), qkv.dtype), np.empty((D, T), qkv.dtype)
     zero = np.zeros(1, dtype=np.int64)
@@ -154,7 +156,7 @@ def attention_weights(qkv, positions, heads):
 
 
 def demo():
-    # Queries of zero make all scores equal, so every output is the mean of the values in its window of 3.
+    # Queries of zero make all scores equal, so every output is the mean of the values in its window.
     values = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])
     qkv, positions, lengths = np.concatenate([np.zeros((5, 2)), values], axis=1), np.zeros((3, 1)), [3, 2]
     out = causal_attention(Tensor(qkv.T.copy()), Tensor(positions), lengths, heads=1).data[0]

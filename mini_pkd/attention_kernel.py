@@ -10,17 +10,17 @@ from numba import njit, prange
 
 from .simd import REORDER, exp, kernel
 
-# One task per (utterance, head).  All of it is three operations, each on a few distances at a time so that what
-# is loaded is used several times:
+# There is one task for each (utterance, head).  It is made of three operations, which take a few distances at a time so
+# that what is loaded is used several times:
 #
 #     scores      s_i[t] = sum_c q_c[t] (k_c[t-i] + r_ic)                  and dp_i = scores of dout and v
 #     mix         out_c[t] = sum_i p_i[t] v_c[t-i]                         and dq = mix of ds and k + r
 #     mix_back    dv_c[m] = sum_i p_i[m+i] dout_c[m+i]                     and dk = mix_back of ds and q
 #
-# Operands are copied to scratch arrays with MARGIN zeros around, in channels a multiple of 4, in distances a
-# multiple of 8: a group that looks a little beyond an utterance's first row finds a probability of zero there.
+# Operands are copied to scratch arrays, with MARGIN zeros on both sides, and zeros up to a multiple of 4 channels and of 8
+# distances: a group of distances that reaches beyond an utterance's first row finds a probability of zero there.
 
-TILE = 256  # queries whose scores are alive together, about
+TILE = 256  # about how many queries have their scores in memory together
 MARGIN = 8
 
 

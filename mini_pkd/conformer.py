@@ -1,16 +1,17 @@
 """The streaming conformer encoder (Gulati et al. 2020), strictly causal, on a ragged batch.
 
-    features (10 ms rows) -> linear -> block, pool by 2 -> block, pool by 2 -> block, pool by 2 -> block ... -> block
+    rows of 10 ms -> linear -> block, pool by 2 (three times) -> block -> block ... -> block -> rows of 80 ms
 
-and out come rows of 80 ms.  "Strictly causal" means: attention and convolution look at the present and past
-rows only, over a fixed window (attention.py, convolution.py), normalisation looks at one row, pooling pairs
-rows from the start of the utterance.  So there is one model, not an offline and a streaming one: EncoderStream
-below feeds it audio in pieces and gets the same rows.
+"Strictly causal" means: attention and convolution look at the present row and a fixed number of past ones, a norm
+looks at one row, and pooling pairs rows from the start of the utterance.  So one model serves whole utterances and
+streams: EncoderStream below feeds it audio in pieces and gets the same rows.
 
-Where the paper is silent (it says "streaming" and gives 16 blocks, width 512, 4 heads) we decide: window and
-taps (scales.py), layer norm instead of batch norm in the convolution module (batch statistics would couple
-utterances and differ between training and streaming), "dropout after every layer but the first" read as: every
-block but the first drops the output of each of its modules and the inner activation of its feed-forward modules.
+The paper says "streaming" and gives 16 blocks, width 512, 4 heads.  Ours are: window and taps (scales.py); layer norm
+instead of batch norm in the convolution module, because batch statistics would couple utterances and differ between
+training and streaming; and the meaning of "dropout after every layer but the first": each block but the first drops
+from the output of each of its modules, and inside its feed-forward modules.
+
+fused.f computes what `f_readable` in ops.py says.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import UserError, fused
-from .attention import attention_weights, causal_attention
+from .attention import causal_attention
 from .convolution import depthwise_convolution, max_pool, pooled_lengths
 from .layers import NO_DROPOUT, LayerNorm, Linear, Module, parameter
 from .tensor import Tensor, no_grad
@@ -26,16 +27,16 @@ from .tensor import Tensor, no_grad
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Sizes of an encoder.  `pools`: after how many of the first blocks time is halved."""
+    """Sizes of an encoder."""
 
     features: int = 40  # F
     blocks: int = 16
     width: int = 512  # D
     heads: int = 4  # H
-    window: int = 64  # W: rows of attention, the present one included, at every block's own rate
+    window: int = 64  # W: rows that attention sees, the present one included; after a pool each is twice as long
     kernel: int = 16  # K: taps of the depthwise convolution
     expansion: int = 4  # hidden width of the feed-forward modules over `width`
-    pools: int = 3
+    pools: int = 3  # after each of the first so many blocks, time is halved
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -45,15 +46,17 @@ class ConformerConfig:
 
     @property
     def reduction(self):
-        """Feature rows per output row."""
+        """How many feature rows become one output row."""
         return 2**self.pools
 
 
-# --- the modules of a block: each has its layer norm in front, and returns x + what it computes ---
+# --- the modules of a block: each norms its input x, and returns x + what it computes -------------
+#
+# `dropout` is a DropoutKeys of layers.py; `memory` holds past rows when an utterance comes in pieces (see streaming).
 
 
 class FeedForward(Module):
-    """x + 1/2 dropout(W2 dropout(swish(W1 norm(x)))), x (N, D)."""
+    """x + 1/2 dropout(narrow(dropout(swish(wide(norm(x)))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, hidden = config.width, config.expansion * config.width
@@ -67,7 +70,7 @@ class FeedForward(Module):
 
 
 class Attention(Module):
-    """x + dropout(W attention(norm(x))), x (N, D)."""
+    """x + dropout(out(attention(qkv(norm(x))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, W, self.heads = config.width, config.window, config.heads
@@ -77,7 +80,7 @@ class Attention(Module):
         self.out = Linear(D, D, rng, dtype)
 
     def __call__(self, x, lengths, dropout, memory=None):
-        qkv, context = self.queries_keys_values(x), None
+        qkv, context = fused.linear_columns(self.norm(x), self.qkv.weight, self.qkv.bias), None  # (3D, N)
         if memory is not None:
             qkv, remembered = memory.extend("qkv", qkv, self.positions.shape[0] - 1, axis=1)
             context = np.array([remembered])
@@ -85,13 +88,9 @@ class Attention(Module):
         out = self.out
         return fused.linear_dropout_residual(x, attended, out.weight, out.bias, 1.0, *dropout.next(), columns=True)
 
-    def queries_keys_values(self, x):
-        """x (N, D) -> (3D, N), as attention.py wants them."""
-        return fused.linear_columns(self.norm(x), self.qkv.weight, self.qkv.bias)
-
 
 class Convolution(Module):
-    """x + dropout(W2 swish(norm(depthwise(glu(W1 norm(x)))))), x (N, D)."""
+    """x + dropout(out(swish(inner_norm(depthwise(glu(gated(norm(x)))))))), x (N, D)."""
 
     def __init__(self, config, rng, dtype):
         D, K = config.width, config.kernel
@@ -112,7 +111,7 @@ class Convolution(Module):
 
 
 class Block(Module):
-    """The macaron: half a feed-forward, attention, convolution, the other half, layer norm."""
+    """Half a feed-forward, attention, convolution, the other half (a "macaron"), layer norm: x (N, D) -> (N, D)."""
 
     def __init__(self, config, rng, dtype):
         self.feed_forward_1 = FeedForward(config, rng, dtype)
@@ -122,12 +121,6 @@ class Block(Module):
         self.norm = LayerNorm(config.width, dtype=dtype)
 
     def __call__(self, x, lengths, dropout=NO_DROPOUT, memory=None):
-        #     x = x + 1/2 feed_forward_1(norm(x))
-        #     x = x + attention(norm(x))
-        #     x = x + convolution(norm(x))
-        #     x = x + 1/2 feed_forward_2(norm(x))
-        #     x = norm(x)
-        # Norm and sum stand inside the modules, because the kernel that ends a module can add x as it writes.
         x = self.feed_forward_1(x, dropout)
         x = self.attention(x, lengths, dropout, memory)
         x = self.convolution(x, lengths, dropout, memory)
@@ -146,34 +139,26 @@ class Conformer(Module):
         self.input = Linear(config.features, config.width, rng, dtype)
         self.blocks = [Block(config, rng, dtype) for _ in range(config.blocks)]
 
-    def __call__(self, features, lengths, dropout=NO_DROPOUT, blocks=None):
-        """`blocks`: stop after so many, to look inside."""
+    def __call__(self, features, lengths, dropout=NO_DROPOUT):
         x, lengths = self.input(features), np.asarray(lengths, dtype=np.int64)
-        for i, block in enumerate(self.blocks[:blocks]):
+        for i, block in enumerate(self.blocks):
             x = block(x, lengths, NO_DROPOUT if i == 0 else dropout)
             if i < self.config.pools:
                 x, lengths = max_pool(x, lengths), pooled_lengths(lengths)
         return x, lengths
-
-    def attention_weights(self, features, i):
-        """A picture of block i at work on one utterance, features (T, F): (H, T', T'), see attention.py."""
-        with no_grad():
-            x, _ = self(Tensor(features), [len(features)], blocks=i)
-            qkv = self.blocks[i].attention.queries_keys_values(self.blocks[i].feed_forward_1(x, NO_DROPOUT))
-        return attention_weights(qkv.data, self.blocks[i].attention.positions.data, self.config.heads)
 
 
 # --- streaming ------------------------------------------------------------------------------------
 
 
 class _Memory:
-    """The rows of one utterance that a block must remember, because later rows will look at them."""
+    """The past rows of one utterance that a block must remember, because later rows will look at them."""
 
     def __init__(self):
         self.rows = {}
 
     def extend(self, name, new, keep, axis=0):
-        """-> (the remembered rows and the `new` ones, how many were remembered); the last `keep` are kept for later."""
+        """Put remembered rows in front of the new ones: -> (both, how many were remembered).  Keeps the last `keep`."""
         old = self.rows.get(name)
         both = new.data if old is None else np.concatenate([old, new.data], axis=axis)
         rows = both.shape[axis]
@@ -184,18 +169,18 @@ class _Memory:
 class EncoderStream:
     """Feeds one utterance to a Conformer in pieces: `push(features)`, as often as audio comes, then `finish()`.
 
-    Concatenated, what they return equals the encoder's output for the whole utterance.  Every operation
-    does the same arithmetic per row; only BLAS may round differently for another number of rows.
+    Concatenated, what they return equals the encoder's output for the whole utterance, up to rounding: BLAS may
+    add in another order when the number of rows is another.
     """
 
     def __init__(self, encoder):
         self.encoder = encoder
         self.memories = [_Memory() for _ in encoder.blocks]
         nothing = np.zeros((0, encoder.config.width), encoder.input.weight.data.dtype)
-        self.unpaired = [nothing] * encoder.config.pools  # per pool, the row that waits for its partner, if one does
+        self.unpaired = [nothing] * encoder.config.pools  # for each pool, the row that waits for its partner, or none
 
     def push(self, features):
-        """features (N, F) -> the output rows (N', D) that are complete with them; N' may be 0."""
+        """features (T, F) -> the output rows (T', D) that they complete; T' may be 0."""
         return self._run(features, last=False)
 
     def finish(self):

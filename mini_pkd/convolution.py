@@ -4,17 +4,16 @@ Depthwise: each channel has its own filter of K taps over the present and past r
 
     y_t = bias + sum_i taps_i x_{t - (K-1) + i},      rows before the utterance count as zero,
 
-so the last tap sees the present row and nothing sees the future.  Pooling pairs row 2i with row 2i+1 and
-keeps the larger number of each channel; a last row without a partner is kept as it is.  Paired from the
-start of the utterance, the pools of a growing stream never change.
+so the last tap sees the present row and nothing sees the future.
+
+Max-pooling halves the rows: of rows 2j and 2j + 1 it keeps the larger number of each channel; a last row without a
+partner is kept as it is.  Pairs are counted from the start of the utterance, so they stay the same when more rows come.
 """
 
 import numpy as np
-from numba import prange
 
-from .convolution_kernel import convolve, convolve_backward, taps_gradient
+from .convolution_kernel import convolve, convolve_backward, pool, pool_backward, taps_gradient
 from .ragged import row_starts
-from .simd import kernel
 from .tensor import Tensor, record
 
 # --- depthwise convolution ------------------------------------------------------------------------
@@ -32,7 +31,7 @@ def depthwise_convolution_readable(x, taps, bias, lengths):
 
 
 def depthwise_convolution_backward_readable(g, x, taps, lengths):
-    """g (N, D) -> gradients of x, taps, bias: each product above hands g, times one factor, to the other."""
+    """g (N, D) -> gradients of x, taps, bias: of each product above, one factor gets g times the other."""
     dx, dtaps, K = np.zeros_like(x), np.zeros_like(taps), len(taps)
     for start, T in zip(row_starts(lengths), lengths, strict=True):
         for t in range(T):
@@ -45,14 +44,15 @@ def depthwise_convolution_backward_readable(g, x, taps, lengths):
 def depthwise_convolution(x, taps, bias, lengths, context=0):
     """x (N, D), taps (K, D), bias (D,), lengths (B,) -> (N, D).
 
-    Streaming: the first `context` rows of each utterance were heard before; they are read but get no output.
-    Then x has sum(lengths + context) rows.
+    In streaming, x has sum(lengths + context) rows: the first `context` of each utterance were heard before, and are
+    read but get no output.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     K, D = taps.shape
     x_starts, N = row_starts(lengths + context), int(lengths.sum())
-    first_of = np.repeat(x_starts, lengths)  # (N,) for each output row: the first row of x of its utterance,
-    row_of = np.arange(N) + np.repeat(x_starts - row_starts(lengths) + context, lengths)  # (N,) and its own row of x
+    # For each output (N,): the row of x where its utterance starts, and the row of x where it stands itself.
+    first_of = np.repeat(x_starts, lengths)
+    row_of = np.arange(N) + np.repeat(x_starts - row_starts(lengths) + context, lengths)
     y = np.empty((N, D), dtype=x.data.dtype)
     convolve(x.data, taps.data, bias.data, row_of, first_of, y)
 
@@ -61,7 +61,8 @@ def depthwise_convolution(x, taps, bias, lengths, context=0):
         dx = np.empty_like(x.data)
         last_of = np.repeat(x_starts + lengths, lengths)  # one past the utterance's last row
         convolve_backward(g, taps.data, last_of, dx)
-        partial = np.zeros((64, K + 1, D), dtype=dx.dtype)  # 64 sums whatever the number of threads; row K is the bias
+        # 64 partial sums with any number of threads, so that the bits are the same; row K is the bias.
+        partial = np.zeros((64, K + 1, D), dtype=dx.dtype)
         taps_gradient(g, x.data, first_of, partial)
         dtaps = partial.sum(axis=0)
         return dx, dtaps[:K], dtaps[K]
@@ -78,7 +79,7 @@ def pooled_lengths(lengths):
 
 
 def pairs(lengths):
-    """The rows (first, one past the last) of each pair, in order; the second of them may be missing.
+    """(first row, one past the last) of each pair, in order; the last pair of an utterance may be one row.
 
     >>> list(pairs([2, 3]))
     [(0, 2), (2, 4), (4, 5)]
@@ -89,7 +90,7 @@ def pairs(lengths):
 
 
 def max_pool_readable(x, lengths):
-    """The larger row of each pair, channel by channel: x (N, D), lengths (B,) -> (sum T', D).  Arrays."""
+    """The definition, pair by pair: x (N, D), lengths (B,) -> (sum T', D).  Arrays."""
     return np.array([x[a:b].max(axis=0) for a, b in pairs(lengths)], x.dtype).reshape(-1, x.shape[1])
 
 
@@ -102,47 +103,21 @@ def max_pool_backward_readable(g, x, lengths):
 
 
 def max_pool(x, lengths):
-    """Max over rows (2i, 2i+1) of each utterance: x (N, D), lengths (B,) -> (sum of ceil(T/2), D)."""
+    """The larger row of each pair, channel by channel: x (N, D), lengths (B,) -> (sum T', D)."""
     lengths = np.asarray(lengths, dtype=np.int64)
     halves = pooled_lengths(lengths)
+    # For each pair (sum T',): its first row, and whether there is a second.
     left = np.repeat(row_starts(lengths) - 2 * row_starts(halves), halves) + 2 * np.arange(int(halves.sum()))
     has_right = left + 1 < np.repeat(row_starts(lengths) + lengths, halves)
     y = np.empty((len(left), x.shape[1]), dtype=x.data.dtype)
-    _max_pool(x.data, left, has_right, y)
+    pool(x.data, left, has_right, y)
 
     def backward(g):
         dx = np.empty_like(x.data)
-        _max_pool_backward(g, x.data, left, has_right, dx)
+        pool_backward(g, x.data, left, has_right, dx)
         return (dx,)
 
     return record(y, [x], backward)
-
-
-@kernel(fastmath=False, readable=max_pool_readable)
-def _max_pool(x, left, has_right, y):
-    for n in prange(len(y)):
-        a, out = x[left[n]], y[n]
-        b = x[left[n] + 1] if has_right[n] else a
-        for d in range(len(out)):
-            out[d] = np.maximum(a[d], b[d])  # a NaN comes through: training looks for it
-
-
-@kernel(fastmath=False, readable=max_pool_backward_readable)
-def _max_pool_backward(g, x, left, has_right, dx):
-    # Rows have names, and each output a loop of its own: LLVM does not vectorise dx[i, d] and dx[i + 1, d] in one loop.
-    zero = g.dtype.type(0)
-    for n in prange(len(g)):
-        i = left[n]
-        whole, to_left = g[n], dx[i]
-        if has_right[n]:
-            a, b, to_right = x[i], x[i + 1], dx[i + 1]
-            for d in range(len(whole)):
-                to_left[d] = zero if b[d] > a[d] else whole[d]
-            for d in range(len(whole)):
-                to_right[d] = whole[d] if b[d] > a[d] else zero
-        else:
-            for d in range(len(whole)):
-                to_left[d] = whole[d]
 
 
 def demo():

@@ -1,5 +1,6 @@
-"""The kernels of convolution.py's depthwise convolution: its readable loops, four taps a pass and on all threads."""
+"""The kernels of convolution.py: its readable loops on all threads, and four taps a pass."""
 
+import numpy as np
 from numba import prange
 
 from .simd import kernel
@@ -29,7 +30,7 @@ def convolve(x, taps, bias, row_of, first_of, out):
 
 @kernel(readable="convolution.depthwise_convolution_backward_readable")
 def convolve_backward(g, taps, last_of, dx):
-    # Row n was read by outputs n, n+1, ... with taps K-1, K-2, ...
+    # Row n was read by outputs n, n+1, ..., through taps K-1, K-2, ...
     K, D = taps.shape
     for n in prange(len(dx)):
         readers = min(K, last_of[n] - n)
@@ -66,3 +67,30 @@ def taps_gradient(g, x, first_of, partial):
         for n in range(lo, hi):
             for d in range(D):
                 dbias[d] += g[n, d]
+
+
+@kernel(fastmath=False, readable="convolution.max_pool_readable")
+def pool(x, left, has_right, y):
+    for n in prange(len(y)):
+        a, out = x[left[n]], y[n]
+        b = x[left[n] + 1] if has_right[n] else a
+        for d in range(len(out)):
+            out[d] = np.maximum(a[d], b[d])  # a NaN comes through: training looks for it
+
+
+@kernel(fastmath=False, readable="convolution.max_pool_backward_readable")
+def pool_backward(g, x, left, has_right, dx):
+    # Each output row has a loop of its own, because LLVM does not vectorise one that writes dx[i, d] and dx[i + 1, d].
+    zero = g.dtype.type(0)
+    for n in prange(len(g)):
+        i = left[n]
+        whole, to_left = g[n], dx[i]
+        if has_right[n]:
+            a, b, to_right = x[i], x[i + 1], dx[i + 1]
+            for d in range(len(whole)):
+                to_left[d] = zero if b[d] > a[d] else whole[d]
+            for d in range(len(whole)):
+                to_right[d] = whole[d] if b[d] > a[d] else zero
+        else:
+            for d in range(len(whole)):
+                to_left[d] = whole[d]

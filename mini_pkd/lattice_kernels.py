@@ -27,13 +27,13 @@ def joint_hidden(enc, pred, enc_start, pred_start, node_start, row_of, hidden):
     """hidden[row] = tanh(enc[t] + pred[u]) for the nodes of a chunk that have a row; one iteration per enc row."""
     first = enc_start[0]
     for i in prange(enc_start[-1] - first):
-        k = np.searchsorted(enc_start, first + i, side="right") - 1
-        columns = pred_start[k + 1] - pred_start[k]
-        node = node_start[k] + (first + i - enc_start[k]) * columns
+        b = np.searchsorted(enc_start, first + i, side="right") - 1
+        columns = pred_start[b + 1] - pred_start[b]
+        node = node_start[b] + (first + i - enc_start[b]) * columns
         e = enc[first + i]
         for u in range(columns):
             if row_of[node + u] >= 0:
-                p, h = pred[pred_start[k] + u], hidden[row_of[node + u]]
+                p, h = pred[pred_start[b] + u], hidden[row_of[node + u]]
                 for j in range(h.shape[0]):
                     h[j] = tanh(e[j] + p[j])
 
@@ -74,11 +74,11 @@ def log_add(a, b):
 
 @njit(cache=True, nogil=True)
 def lattice_beta(blank, label, go_on, speak):
-    """beta[0, 0], row by row; fills in with which probability a path at (t, u), given the transcript, takes the
-    blank (go_on) and the label (speak): beta's two terms say so, and no exponential has to be taken again.
+    """beta[0, 0], row by row.  Fills in the probabilities that a path at (t, u), given the transcript, takes the blank
+    (go_on) and the label (speak): they are the shares of beta's two terms, so they need no further exponential.
     """
     T, columns = blank.shape
-    beta = np.full(columns, -np.inf)  # of the frame below: beyond the last one only the full transcript counts
+    beta = np.full(columns, -np.inf)  # of the frame below; after the last frame nothing may be left to say
     beta[-1] = 0.0
     for t in range(T - 1, -1, -1):
         beta[-1] += blank[t, -1]
@@ -93,9 +93,9 @@ def forward_backward(blank, label, node_start, columns, go_on, speak, take_blank
     """Totals (B,), ln P of each transcript, and P(a path takes this blank / label | the transcript) of each node.
 
     blank, label and the four outputs: one float64 per node.  Utterances are independent: one iteration each.
-    Backward in the log domain; then forward with plain probabilities, which only shrink: the probability that
-    a path, given the transcript, comes by a node is what its neighbours above and to the left send there.
-    That is exp(alpha + beta - total) of `readable`, without alpha.
+    First beta, in the log domain; then forward with plain probabilities, which cannot overflow: the probability that a
+    path comes by a node, given the transcript, is the sum of what the nodes above and to the left send there.  It is
+    exp(alpha + beta - total) of `readable`, computed without alpha.
     """
     for b in prange(columns.shape[0]):
         first, end, width = node_start[b], node_start[b + 1], columns[b]
@@ -125,7 +125,7 @@ def flush(x):
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
 def subtract_steps(d_row, at_blank, at_label, y):
-    """The entries of d_row at blank and at label y, less what the path takes there."""
+    """Subtract from d_row the probabilities that a path takes the blank and the label y."""
     d_row[0] = flush(d_row[0] - d_row.dtype.type(at_blank))
     if y >= 0:
         d_row[y] = flush(d_row[y] - d_row.dtype.type(at_label))
@@ -133,10 +133,10 @@ def subtract_steps(d_row, at_blank, at_label, y):
 
 @kernel(weight=2, readable="rnnt_loss.readable, and the line through log-softmax behind it")
 def rnnt_gradient_rows(logits, source, node_of, bias, log_Z, node_labels, take_blank, take_label, weight):
-    """Row i becomes the gradient of weight * loss by the logits of node_of[i]; its logits stand in row source[i].
+    """Row i becomes the gradient of weight * loss by the logits of node_of[i], which stand in row source[i].
 
-    d ln P(k) / d logit(i) = [i = k] - P(i), and the loss falls by take_blank and take_label with ln P(blank) and
-    ln P(label): (take_blank + take_label) P - take_blank [blank] - take_label [label].
+    d ln P(k) / d logit(j) = [j = k] - P(j), and the loss's derivatives by ln P(blank) and ln P(label) are -take_blank
+    and -take_label.  Together: (take_blank + take_label) P(j) - take_blank [j = blank] - take_label [j = label].
     """
     for i in prange(node_of.shape[0]):
         n = node_of[i]
@@ -258,8 +258,8 @@ def distil_collapsed(
     logits, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label, rnnt_weight,
     kl_weight, kl,
 ):  # fmt: skip
-    """As distil_full, with three classes.  Of the teacher only three numbers are needed, so its row then holds the
-    KL's gradient: P_S(c) - P_T(c) for class c, shared among the rest's symbols as P_S does.
+    """As distil_full, with three classes.  Once the teacher's three numbers are known, its row holds the KL's gradient:
+    P_S(c) - P_T(c) for class c, and in the rest each symbol's share of it, P_S(k) / P_S(rest).
     """
     one = logits.dtype.type(1)
     scale = logits.dtype.type(1 / temperature)
@@ -307,9 +307,9 @@ def joint_hidden_backward(d_hidden, hidden, enc_start, pred_start, node_start, r
     """
     first = enc_start[0]
     for i in prange(enc_start[-1] - first):
-        k = np.searchsorted(enc_start, first + i, side="right") - 1
-        columns = pred_start[k + 1] - pred_start[k]
-        node = node_start[k] + (first + i - enc_start[k]) * columns
+        b = np.searchsorted(enc_start, first + i, side="right") - 1
+        columns = pred_start[b + 1] - pred_start[b]
+        node = node_start[b] + (first + i - enc_start[b]) * columns
         out = d_enc[first + i]
         for u in range(columns):
             if row_of[node + u] >= 0:
@@ -320,10 +320,10 @@ def joint_hidden_backward(d_hidden, hidden, enc_start, pred_start, node_start, r
                     out[j] += x
     first = pred_start[0]
     for i in prange(pred_start[-1] - first):
-        k = np.searchsorted(pred_start, first + i, side="right") - 1
-        columns = pred_start[k + 1] - pred_start[k]
+        b = np.searchsorted(pred_start, first + i, side="right") - 1
+        columns = pred_start[b + 1] - pred_start[b]
         out = d_pred[first + i]
-        for node in range(node_start[k] + first + i - pred_start[k], node_start[k + 1], columns):
+        for node in range(node_start[b] + first + i - pred_start[b], node_start[b + 1], columns):
             if row_of[node] >= 0:
                 d = d_hidden[row_of[node]]
                 for j in range(d.shape[0]):

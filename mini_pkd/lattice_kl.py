@@ -1,44 +1,40 @@
 """Distillation over the lattice: at every node the student's distribution follows the teacher's.
 
-The paper (arXiv 2210.00169) adds to the RNN-T loss
+The paper (arXiv 2210.00169) adds to the RNN-T loss alpha times the Kullback-Leibler divergence (KL) of all nodes,
 
     L_KD = sum over nodes (t, u), sum over symbols k:  P_T(k|t,u) ln( P_T(k|t,u) / P_S(k|t,u) )
 
-a *sum* over the nodes of an utterance, which is why a small weight (alpha = 0.02) is enough.  Its
-derivative by the student's logits is P_S - P_T.  A temperature tau divides both networks' logits before
-the softmax, and then the derivative is (P_S - P_T) / tau; no factor tau^2 is put in front.  The paper
-uses tau = 1.
+This alpha is a weight, not the variable of rnnt_loss.py; 0.02 is enough because the nodes of an utterance are *summed*.
+The derivative by the student's logits is P_S - P_T.  A temperature tau divides both networks' logits before the
+softmax, and then the derivative is (P_S - P_T) / tau; there is no factor tau^2 in front.  The paper uses tau = 1.
 
-kind="collapsed" is the cheaper loss of Panchapagesan et al. (arXiv 2011.06110): only three classes per
-node, blank, the transcript's next label, and the rest (two in the last column, which has no next label).
-Merging symbols throws away what the teacher thinks of the rest; so collapsed <= full, and the two are equal
-where the rest is at most one symbol: up to V = 3 symbols, in the columns that have a next label.
+kind="collapsed" is the cheaper loss of Panchapagesan et al. (arXiv 2011.06110).  It knows three classes per node:
+blank, the transcript's next label, and the rest, whose probabilities are added up.  (The last column has no next label,
+only two classes.)  What the teacher thinks inside the rest is lost, so collapsed <= full; they are equal where the rest
+is at most one symbol.
 
 mixing="add" is L_RNNT + alpha L_KD; "convex" is (1 - alpha) L_RNNT + alpha L_KD (the paper does not say).
 
-`materialised_kl_and_gradients` is the oracle.  `distillation_loss` is what training calls; lattice_walk.py
-computes it in chunks of nodes.  The teacher may have any joint width, but needs the same vocabulary, frames and
-labels: the same lattice.
+The teacher may have any joint width, but needs the same vocabulary, frames and labels: the same lattice.
 """
 
 import numpy as np
 
-from .lattice_walk import LatticeError, check_lattice, walk_lattice
+from .lattice_walk import LatticeError, check_lattice, record_scalar, walk_lattice, wants_gradients
 from .ragged import BLANK
-from .rnnt_loss import log_softmax, log_sum, record_scalar, utterances, wants_gradients
+from .rnnt_loss import log_softmax, log_sum, utterances
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
 MIXINGS = ("add", "convex")
 
-
-# --- The oracle: both networks' logits in memory ---------------------------------------------------
+# --- the definition, with both networks' logits in memory -----------------------------------------
 
 
 def node_kl(student_logits, teacher_logits, label=None, kind="full"):
-    """KL of one node, by the definition: logits (V,), label None in the last column.
+    """KL of one node: logits (V,); label is the transcript's next, or None in the last column.
 
-    >>> print(round(node_kl(np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25]), label=1), 6))
+    >>> print(round(node_kl(np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25])), 6))
     0.173287
     >>> print(round(0.25 * np.log(0.25 / 0.5) + 0.5 * np.log(0.5 / 0.25) + 0.25 * np.log(1), 6))
     0.173287
@@ -47,7 +43,7 @@ def node_kl(student_logits, teacher_logits, label=None, kind="full"):
     if kind == "collapsed":
         student, teacher = collapse(student, label), collapse(teacher, label)
     pairs = zip(student, teacher, strict=True)
-    return sum(np.exp(ln_p_t) * (ln_p_t - ln_p_s) for ln_p_s, ln_p_t in pairs if ln_p_t > -np.inf)
+    return sum(np.exp(ln_T) * (ln_T - ln_S) for ln_S, ln_T in pairs if ln_T > -np.inf)  # 0 ln 0 is 0
 
 
 def collapse(log_probs, label):
@@ -60,7 +56,7 @@ def collapse(log_probs, label):
 def materialised_kl_and_gradients(
     student, teacher, labels, lengths, label_lengths, kind="full", temperature=1.0
 ):  # fmt: skip
-    """KL (B,) and the gradients of their sum by the student's enc, pred, table and bias."""
+    """KL (B,) and the gradients of their sum with respect to the student's enc, pred, table and bias."""
     enc, pred, table, bias = student
     kl = []
     d_enc, d_pred, d_table, d_bias = (np.zeros_like(array) for array in student)
@@ -75,37 +71,32 @@ def materialised_kl_and_gradients(
         for t, u in np.ndindex(P_S.shape[:2]):
             label = labels[label_rows][u] if u < P_S.shape[1] - 1 else None
             total += node_kl(scores[t, u], teacher_scores[t, u], label, kind)
-            if kind == "full":
-                d_logits[t, u] = P_S[t, u] - P_T[t, u]
-            else:  # through each class c: P_S(c) - P_T(c), shared among its symbols as the student does
-                student_p, teacher_p = P_S[t, u], P_T[t, u]
-                alone = [BLANK] if label is None else [BLANK, label]
-                rest = np.delete(np.arange(len(student_p)), alone)
-                d_logits[t, u, alone] = (student_p - teacher_p)[alone]
-                if len(rest):
-                    whole = student_p[rest].sum()
-                    d_logits[t, u, rest] = (whole - teacher_p[rest].sum()) * student_p[rest] / whole
+            wanted = P_T[t, u].copy()
+            if kind == "collapsed":  # the teacher fixes the sum of the rest; inside it the student's shares stay
+                rest = np.delete(np.arange(len(wanted)), [BLANK] if label is None else [BLANK, label])
+                wanted[rest] = wanted[rest].sum() * P_S[t, u, rest] / P_S[t, u, rest].sum()
+            d_logits[t, u] = P_S[t, u] - wanted
         d_logits = (d_logits / temperature).astype(enc.dtype)
         kl.append(total)
         d_table += np.einsum("tuv,tuj->vj", d_logits, hidden)
         d_bias += d_logits.sum(axis=(0, 1))
-        d_sum = (d_logits @ table) * (1 - hidden**2)
+        d_sum = (d_logits @ table) * (1 - hidden**2)  # (T, U+1, J)
         d_enc[enc_rows] = d_sum.sum(axis=1)
         d_pred[pred_rows] = d_sum.sum(axis=0)
     return np.array(kl), (d_enc, d_pred, d_table, d_bias)
 
 
-# --- What training calls ---------------------------------------------------------------------------
+# --- what training calls --------------------------------------------------------------------------
 
 
 def distillation_loss(
     student, teacher, labels, lengths, label_lengths,
     alpha=ALPHA, temperature=1.0, kind="full", mixing="add", **options,
 ):  # fmt: skip
-    """RNN-T and distillation together: (mean loss as a Tensor, RNN-T losses (B,), KL (B,)).
+    """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), KL (B,)).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
-    options: chunk_bytes and keep_bytes of lattice_walk.walk_lattice.
+    options: chunk_bytes and keep_bytes of `walk_lattice`.
     """
     if kind not in KINDS or mixing not in MIXINGS:
         raise LatticeError(f"kind must be one of {KINDS} and mixing one of {MIXINGS}, not {kind!r} and {mixing!r}")
@@ -137,7 +128,7 @@ def demo():
     half, quarter = np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25])
     print("student 1/2 1/4 1/4, teacher 1/4 1/2 1/4: KL = 1/4 ln 1/2 + 1/2 ln 2 = (ln 2) / 4")
     print(f"  {node_kl(half, quarter):.6f} = {np.log(2) / 4:.6f}")
-    print("with symbol 1 as label nothing is merged; with 2 symbols merged some of it is no longer seen:")
+    print("collapsed: the same when symbol 1 is the next label, and smaller in the last column, where 1 and 2 merge:")
     print(f"  {node_kl(half, quarter, 1, 'collapsed'):.6f}, {node_kl(half, quarter, None, 'collapsed'):.6f}")
 
     rng = np.random.default_rng(0)
@@ -149,15 +140,13 @@ def demo():
 
     student, teacher = [Tensor(array, requires_grad=True) for array in network(128)], network(160)
     labels = rng.integers(1, V, U.sum())
+    print(f"12000 nodes, V = {V}, joint widths 128 and 160, with gradients:")
     for kind in KINDS:
         distillation_loss(student, teacher, labels, T, U, kind=kind)  # compile
         start = time.perf_counter()
         _, losses, kl = distillation_loss(student, teacher, labels, T, U, kind=kind)
         elapsed = 1e3 * (time.perf_counter() - start)
-        print(
-            f"{kind}: 12000 nodes, V = {V}, widths 128 and 160, with gradients: {elapsed:.0f} ms;"
-            f" RNN-T {losses.mean():.1f}, KL {kl.mean():.1f} per utterance"
-        )
+        print(f"  {kind:9s}  RNN-T {losses.mean():.1f}, KL {kl.mean():.1f} per utterance, in {elapsed:.0f} ms")
 
 
 if __name__ == "__main__":

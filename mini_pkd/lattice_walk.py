@@ -1,7 +1,7 @@
 """The losses over the lattice as training computes them: in chunks of nodes, never all the logits at once.
 
 rnnt_loss.py and lattice_kl.py say what is computed, in plain loops and with every logit in memory; this file does
-the same for the whole batch in the memory of one chunk.  The logits of one utterance of the paper (200 frames, 51
+the same for the whole batch in the memory of a few chunks.  The logits of one utterance of the paper (200 frames, 51
 columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
 
 1. chunk by chunk, joint network -> logits; only three numbers per node are kept: ln P(blank), ln P(next label) and
@@ -36,6 +36,7 @@ from .lattice_kernels import (
     score_nodes,
 )
 from .ragged import BLANK, lattice_offsets
+from .tensor import is_recording, record
 from .threads import matmul
 
 CHUNK_BYTES = 16 * 2**20  # logits alive at one time, teacher's included: about half of a common L3 cache
@@ -102,8 +103,8 @@ def chunk_rows(V, J, taught, itemsize=4, chunk_bytes=CHUNK_BYTES):
 class Chunk:
     """Some nodes that are processed together: whole utterances, or some frames of one utterance.
 
-    Either way it is a small ragged batch: block k has enc rows enc_start[k] .. enc_start[k+1], pred rows
-    pred_start[k] .. pred_start[k+1] and all the nodes between them, from node_start[k] (0 in the chunk).
+    Either way it is a small ragged batch: utterance b of it has enc rows enc_start[b] .. enc_start[b+1], pred rows
+    pred_start[b] .. pred_start[b+1], and a node for each pair of them, from node_start[b] on (counted in the chunk).
     nodes: the slice of its group's nodes.  labels: the label that leads on from each node, -1 where u = U.
     """
 
@@ -153,9 +154,9 @@ def chunk_groups(lengths, label_lengths, labels, rows):
 def rows_of_nodes(taken, negligible, in_place):
     """Which nodes of a chunk get a row in the second walk: (node_of (rows,), row_of (nodes,), -1 if left out).
 
-    taken: P(a path comes by), per node.  Where the logits of the first walk still stand (in_place), row i is node i
-    as far as possible: only the rows that are free below the new height are filled from above it.  So each row is
-    read and written by one iteration, whatever the threads do.
+    taken: P(a path comes by), per node.  Where the logits of the first walk still stand (in_place), row i stays node i
+    as far as possible: only rows that become free below the new height are filled, from rows above it.  So a row is
+    read and written by one iteration, and the order of the threads does not matter.
 
     >>> rows_of_nodes(np.array([0.0, 0.4, 0.0, 0.6, 1.0]), 1e-9, in_place=True)
     (array([3, 1, 4]), array([-1,  1, -1,  0,  2]))
@@ -287,3 +288,23 @@ def joint_backward(d_logits, hidden, table, chunk, row_of, d_hidden, grads):
         d_table[block] += matmul(d_logits[:, block].T, hidden, out=product)
     matmul(d_logits, table, out=d_hidden)
     joint_hidden_backward(d_hidden, hidden, chunk.enc_start, chunk.pred_start, chunk.node_start, row_of, d_enc, d_pred)
+
+
+# --- onto the tape --------------------------------------------------------------------------------
+
+
+def wants_gradients(inputs):
+    """Will backward() be asked for the gradients of these Tensors?"""
+    return is_recording() and any(tensor.requires_grad for tensor in inputs)
+
+
+def record_scalar(value, inputs, grads):
+    """A loss whose gradients are known already, on the tape: backward() only multiplies them."""
+
+    def backward(cotangent):
+        if cotangent != 1:
+            for gradient in grads:
+                gradient *= cotangent
+        return grads
+
+    return record(np.asarray(value, dtype=inputs[0].data.dtype), inputs, backward)

@@ -1,13 +1,16 @@
 """One LSTM layer over a ragged batch (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
-    z_i, z_f, z_u, z_o = x W_x + h_{t-1} W_h + b           four parts of L numbers, in this order
-    i = sigmoid(z_i)   f = sigmoid(z_f)                    how much enters the cell, how much of it stays
-    u = tanh(z_u)      o = sigmoid(z_o)                    what enters, how much of the cell is shown
-    c_t = f c_{t-1} + i u                                  h_t = o tanh(c_t)
+    z_i, z_f, z_u, z_o = x_t W_x + h_{t-1} W_h + b         four parts of L numbers, in this order
+    i = sigmoid(z_i)                                       how much enters the cell
+    f = sigmoid(z_f)                                       how much of the cell stays
+    u = tanh(z_u)                                          what enters
+    o = sigmoid(z_o)                                       how much of the cell is shown
+    c_t = f c_{t-1} + i u                                  the cell
+    h_t = o tanh(c_t)                                      the output
 
-The input half, x W_x, does not depend on the recurrence: one matrix product for all steps of all utterances.
-For the recurrent half utterances are taken from the longest to the shortest, so that the ones still
-running at step t are the first `active` of them, and h_{t-1} W_h is one product of exactly those rows.
+x W_x does not wait for the recurrence: it is one matrix product for all steps of all utterances.  For h_{t-1} W_h the
+utterances are sorted from the longest to the shortest.  Those still running at step t are then the first active[t] of
+them, and their rows, side by side, make one product.
 """
 
 import numpy as np
@@ -22,7 +25,7 @@ from .threads import matmul
 
 
 def lstm_step(x, h, c, w_input, w_hidden, bias):
-    """One step of N sequences side by side: x (N, I), h and c (N, L) -> new (h, c).  Decoding uses it, too."""
+    """One step of N sequences side by side: x (N, I), h and c (N, L) -> new (h, c).  Decoding uses it too."""
     z = matmul(x, w_input) + matmul(h, w_hidden) + bias  # (N, 4L)
     i, f, u, o = np.split(z, 4, axis=1)
     c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(u)
@@ -35,20 +38,20 @@ def _sigmoid(x):
 
 def lstm_readable(x, w_input, w_hidden, bias, lengths):
     """Utterance by utterance and step by step: x (N, I) -> h (N, L).  Arrays."""
-    h_rows, L = np.zeros((len(x), len(w_hidden)), dtype=x.dtype), len(w_hidden)
+    rows, L = np.zeros((len(x), len(w_hidden)), dtype=x.dtype), len(w_hidden)
     for start, T in zip(row_starts(lengths), lengths, strict=True):
-        h, c = np.zeros((1, L), dtype=x.dtype), np.zeros((1, L), dtype=x.dtype)
+        h = c = np.zeros((1, L), dtype=x.dtype)
         for n in range(start, start + T):
             h, c = lstm_step(x[n : n + 1], h, c, w_input, w_hidden, bias)
-            h_rows[n] = h[0]
-    return h_rows
+            rows[n] = h[0]
+    return rows
 
 
 def lstm_step_backward_readable(dh, dc, gates, c, c_before):
     """The step's equations from the last to the first: dh, dc (N, L) -> dz (N, 4L), gradient of c_{t-1} (N, L).
 
-    gates (N, 4L) holds i, f, u, o; c and c_before are c_t and c_{t-1}; dh and dc are all that h_t and c_t have
-    been sent, from the outputs and from step t + 1.  sigmoid' = s (1 - s), tanh' = 1 - tanh^2.
+    gates (N, 4L) holds i, f, u, o; c and c_before are c_t and c_{t-1}; dh and dc are the gradients of h_t and c_t, from
+    the outputs and from step t + 1 together.  The derivative of s = sigmoid is s (1 - s), that of tanh 1 - tanh^2.
     """
     i, f, u, o = np.split(gates, 4, axis=1)
     dc = dc + dh * o * (1 - np.tanh(c) ** 2)
@@ -64,11 +67,10 @@ def lstm(x, w_input, w_hidden, bias, lengths):
     """x (N, I), w_input (I, 4L), w_hidden (L, 4L), bias (4L,), lengths (B,) -> h (N, L), from zero states."""
     lengths = np.asarray(lengths, dtype=np.int64)
     B, N, L = len(lengths), len(x.data), w_hidden.shape[0]
-    order = np.argsort(-lengths, kind="stable")
-    first = row_starts(lengths)[order]  # first row of the longest utterance, of the next, ...
+    first = row_starts(lengths)[np.argsort(-lengths, kind="stable")]  # of the longest utterance, of the next, ...
     active = [int((lengths > t).sum()) for t in range(int(lengths.max(initial=0)))]
 
-    gates = matmul(x.data, w_input.data)  # (N, 4L): becomes the activated gates, then in backward dz
+    gates = matmul(x.data, w_input.data)  # (N, 4L): x W_x; a step turns its rows into i, f, u, o, backward into dz
     h, c = np.empty((N, L), dtype=gates.dtype), np.empty((N, L), dtype=gates.dtype)
     packed = np.zeros((B, L), dtype=gates.dtype)  # h_{t-1} of the active utterances, side by side
     recurrent = np.empty((B, 4 * L), dtype=gates.dtype)
@@ -86,7 +88,7 @@ def lstm(x, w_input, w_hidden, bias, lengths):
             n = active[t]
             _lstm_step_backward(g, dz, c, first, t, dh, dc, n, recurrent)
             matmul(recurrent[:n], w_hidden.data.T, out=dh[:n])
-        # h_{t-1} for every row: the row above, or zero where an utterance starts.
+        # h_{t-1} of each row: the row above, or zero where an utterance starts.
         before = np.empty_like(h)
         before[1:] = h[:-1]
         before[row_starts(lengths)[lengths > 0]] = 0
@@ -117,7 +119,7 @@ def _lstm_step(gates, recurrent, bias, first, t, c, h, packed):
 
 @kernel(fastmath=False, readable=lstm_step_backward_readable)  # with fastmath, one row rounds differently from two
 def _lstm_step_backward(g, gates, c, first, t, dh, dc, active, dz_packed):
-    # gates[n] holds i, f, u, o on entry and dz on return; dz_packed is the same side by side for the product.
+    # gates[n] holds i, f, u, o on entry and dz on return; dz_packed holds the same dz, side by side for the product.
     L = c.shape[1]
     one = c.dtype.type(1)
     for a in prange(active):
@@ -138,7 +140,7 @@ def _lstm_step_backward(g, gates, c, first, t, dh, dc, active, dz_packed):
 
 
 def demo():
-    # Gates at sigmoid(0) = 1/2 and a candidate of tanh(20) = 1: the cell goes 1/2, 3/4, 7/8 and h is half its tanh.
+    # All weights are 0, so i = f = o = sigmoid(0) = 1/2, and u = tanh(20) = 1: the cell goes 1/2, 3/4, 7/8.
     x, bias = np.zeros((5, 1)), np.array([0.0, 0.0, 20.0, 0.0])
     h = lstm(Tensor(x), Tensor(np.zeros((1, 4))), Tensor(np.zeros((1, 4))), Tensor(bias), [3, 2]).data[:, 0]
     print("h of utterances with 3 and 2 rows:", np.round(h, 4))

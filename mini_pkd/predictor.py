@@ -2,10 +2,9 @@
 
     symbols -> embedding -> LSTM layers -> rows of width L
 
-Its input at position u is label u-1.  At position 0 there is no label yet, and something must stand for "a
-sentence begins".  BLANK does: it has a row in the embedding table and is never a label, so that the symbol
-can mean nothing else, in training and in decoding alike.  The embedding table is also the joint's output
-matrix (transducer.py): one tensor with two uses.
+Row u depends on the first u labels, so an utterance of U labels has U + 1 rows.  Row 0 has seen no label; its input
+is BLANK, which has a row in the embedding table too and is never a label.  As an input it can therefore only mean "a
+sentence begins".  The embedding table is also the joint's output matrix (transducer.py): one tensor with two uses.
 """
 
 import numpy as np
@@ -47,21 +46,20 @@ class Predictor(Module):
         x = self.embedding(with_start(labels, label_lengths))
         for i, layer in enumerate(self.layers):
             x = layer(x, np.asarray(label_lengths) + 1)
-            if i > 0:  # "after every layer but the first"
+            if i > 0:  # the paper: "after every layer but the first"
                 x = fused.dropout(x, *dropout.next())
         return x
 
     def step(self, symbols, state):
         """Feed one symbol to each of N hypotheses: (N,), state -> rows (N, L), state.
 
-        `state` is a tuple: h and c of the first layer, h and c of the second, ..., arrays (N, L).
+        `state` is a tuple of arrays (N, L): h and c of the first layer, h and c of the second, ...
         """
-        x, new = self.embedding.table.data[symbols], []
+        x, new = self.embedding.table.data[symbols], ()
         for i, layer in enumerate(self.layers):
-            h, c = layer.step(x, state[2 * i], state[2 * i + 1])
-            new += [h, c]
-            x = h
-        return x, tuple(new)
+            x, c = layer.step(x, state[2 * i], state[2 * i + 1])  # x = h
+            new += (x, c)
+        return x, new
 
     def zero_state(self, N):
         """The state before the start symbol."""
@@ -82,7 +80,7 @@ def demo():
     network = Predictor(5, 4, 1, 3, np.random.default_rng(0))
     rows = network(np.array([3, 1, 2]), [2, 0, 1]).data
     print("labels 3 1 | - | 2 become inputs", with_start([3, 1, 2], [2, 0, 1]), "(0 starts each utterance)")
-    print("and rows of shape", rows.shape, "- the three that have seen only the start are equal:")
+    print("and rows of shape", rows.shape, "- the three that have seen no label are equal:")
     print(np.round(rows[[0, 3, 4]], 3))
 
 

@@ -1,39 +1,40 @@
 """The RNN-T loss: minus the log-probability of a transcript, summed over every way to align it.
 
-A transducer walks a lattice.  At node (t, u) it has consumed t frames and said u labels, and its joint
-network gives a distribution over V symbols there.  Symbol 0, blank, moves on to the next frame; the
-transcript's next label moves on to the next column, in the same frame:
+A transducer walks a lattice.  At node (t, u) it is at frame t and has said u labels, and its joint network gives a
+distribution over V symbols.  Blank, symbol 0, leads down to the next frame; the transcript's next label leads to the
+right, in the same frame.  Two frames and the labels A B:
 
-        u = 0        u = 1        u = 2
-          | - blank -> t + 1
-          |
-     -- label -> u + 1
+               u = 0            u = 1            u = 2
 
-A path starts at (0, 0) and ends with the blank of the last node (T-1, U).  The loss is
--ln sum over paths of the product of their probabilities (Graves 2012, arXiv 1211.3711).
+    t = 0        o ---- A ------> o ---- B ------> o
+                 |                |                |
+               blank            blank            blank
+                 v                v                v
+    t = 1        o ---- A ------> o ---- B ------> o -- blank --> end
 
-The file is a ladder; each step is tested against the one above:
+A path starts at (0, 0) and ends with the blank of the last node (T-1, U).  Its probability is the product of those of
+its steps, and the loss is -ln of the sum over all paths (Graves 2012, arXiv 1211.3711; "eq." below means his).
+
+Each of four steps is tested against the one before it:
 
 1. `brute_force`: adds up all the paths, one at a time;
-2. `readable`: the alpha / beta recursions in plain loops, with the gradient;
-3. `materialised_loss_and_gradients`: the same behind a joint network, all logits in one array;
+2. `readable`: the same sum and its gradient by recursion over the nodes, in plain loops;
+3. `materialised_loss_and_gradients`: with a joint network in front, all logits in one array;
 4. `rnnt_loss`: what training calls.  The logits of one utterance of the paper (200 frames, 51 columns, 10026
    symbols) are 409 MB, so lattice_walk.py makes them in chunks of nodes and never holds them all.
 
-`logits` are raw scores, `log_probs` are normalised.  Batches are ragged: utterance b has T_b rows of `enc`,
-U_b + 1 rows of `pred` and U_b labels, end to end (ragged.py, where the letters are explained).
-Left out: restricting the lattice to a band, and FastEmit-like regularisers.
+Batches are ragged (ragged.py): utterance b has T_b rows of `enc`, U_b + 1 rows of `pred` and U_b labels.
+Left out: lattices restricted to a band around the diagonal, and regularisers such as FastEmit.
 """
 
 import itertools
 
 import numpy as np
 
-from .lattice_walk import check_lattice, walk_lattice
+from .lattice_walk import check_lattice, record_scalar, walk_lattice, wants_gradients
 from .ragged import BLANK, lattice_offsets
-from .tensor import is_recording, record
 
-# --- 1. All paths, one at a time ----------------------------------------------------------------
+# --- 1. all paths, one at a time ------------------------------------------------------------------
 
 
 def log_sum(terms):
@@ -45,7 +46,7 @@ def log_sum(terms):
 def paths(T, U):
     """Every path through a lattice of T frames and U labels, as its list of steps (t, u, says_label).
 
-    A path is an order of T blanks and U labels that ends with a blank: C(T-1+U, U) of them.
+    A path is an order of T blanks and U labels with a blank at the end; there are (T-1+U)! / ((T-1)! U!).
 
     >>> for path in paths(2, 1):
     ...     print(path)
@@ -76,11 +77,11 @@ def brute_force(log_probs, labels):
     ])  # fmt: skip
 
 
-# --- 2. The lesson: alpha, beta, and what they say about the gradient ------------------------------
+# --- 2. alpha, beta, and the gradient that they give ----------------------------------------------
 
 
 def forward_variables(log_probs, labels):
-    """alpha (T, U+1): alpha[t, u] = ln P(some path reaches (t, u)), from the left or from above (eq. 16):
+    """alpha (T, U+1): alpha[t, u] = ln P(a path comes to (t, u)), from above or from the left (eq. 16):
 
     alpha[t, u] = ln( exp(alpha[t-1, u] + blank[t-1, u]) + exp(alpha[t, u-1] + label[t, u-1]) )
     """
@@ -98,14 +99,14 @@ def forward_variables(log_probs, labels):
 
 
 def backward_variables(log_probs, labels):
-    """beta (T+1, U+1): beta[t, u] = ln P(the rest is said | a path is at (t, u)), from the far end (eq. 18):
+    """beta (T+1, U+1): beta[t, u] = ln P(the rest is said | a path is at (t, u)), from the end back (eq. 18):
 
     beta[t, u] = ln( exp(blank[t, u] + beta[t+1, u]) + exp(label[t, u] + beta[t, u+1]) )
     """
     T, columns, _ = log_probs.shape
     U = columns - 1
-    beta = np.full((T + 1, columns), -np.inf)  # one row more: beyond the last frame ...
-    beta[T, U] = 0.0  # ... only the full transcript counts
+    beta = np.full((T + 1, columns), -np.inf)  # one row more: after the last frame ...
+    beta[T, U] = 0.0  # ... nothing may be left to say
     for t in reversed(range(T)):
         for u in reversed(range(columns)):
             ways = [log_probs[t, u, BLANK] + beta[t + 1, u]]
@@ -116,13 +117,15 @@ def backward_variables(log_probs, labels):
 
 
 def readable(log_probs, labels):
-    """Loss and d loss / d log_probs by the forward and backward variables.  log_probs (T, U+1, V).
+    """Loss and its gradient by log_probs (T, U+1, V), from the forward and backward variables.
 
-    Both give the total: alpha[T-1, U] + blank[T-1, U] (eq. 17) and beta[0, 0].
+    Both give the total, ln P(transcript): alpha[T-1, U] + blank[T-1, U] (eq. 17) and beta[0, 0].
 
-    The loss's derivative by the log-probability of one step is minus the probability that a path, given
-    the transcript, takes this step (eq. 20 in log space): everything before it, the step, everything after:
+    The loss's derivative by the log-probability of a step is minus the probability that a path takes this step, given
+    the transcript (eq. 20 in log space): what is before the step, the step, and what is after it.  For a blank
+
         -exp( alpha[t, u] + blank[t, u] + beta[t+1, u] - total )
+
     Only blanks and next labels occur in paths: all other entries of the gradient are zero.
     """
     T, columns, _ = log_probs.shape
@@ -140,7 +143,7 @@ def readable(log_probs, labels):
 
 
 def best_path(log_probs, labels):
-    """The most probable single path, as `paths` yields them, and its log-probability: alpha with max for ln-sum."""
+    """The most probable path, as `paths` yields it, and its log-probability: alpha with max in place of the sum."""
     T, columns, _ = log_probs.shape
     best = np.full((T, columns), -np.inf)
     from_left = np.zeros((T, columns), dtype=bool)  # its last step was a label
@@ -160,16 +163,17 @@ def best_path(log_probs, labels):
     return path[::-1], best[-1, -1] + log_probs[-1, -1, BLANK]
 
 
-# --- 3. The oracle: the joint network with every logit in memory ----------------------------------
+# --- 3. with the joint network, every logit in memory ---------------------------------------------
 
 
 def log_softmax(logits):
+    """Raw scores -> log-probabilities, over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def utterances(lengths, label_lengths):
-    """Slices of enc rows, pred rows and labels, utterance by utterance."""
+    """For each utterance the slices of its rows of enc, its rows of pred and its labels."""
     enc_start, pred_start, _, label_start = lattice_offsets(lengths, label_lengths)
     for b in range(len(lengths)):
         yield tuple(slice(start[b], start[b + 1]) for start in (enc_start, pred_start, label_start))
@@ -184,7 +188,7 @@ def materialised_loss_and_gradients(enc, pred, table, bias, labels, lengths, lab
         log_probs = log_softmax(hidden @ table.T + bias)  # (T, U+1, V)
         loss, d_log_probs = readable(log_probs, labels[label_rows])
         losses.append(loss)
-        # through log-softmax: d_logits = d - P * (sum of d over the symbols)
+        # Through log_softmax: with d = d_log_probs, d - P * (sum of d over the symbols).
         d_logits = d_log_probs - np.exp(log_probs) * d_log_probs.sum(axis=-1, keepdims=True)
         d_logits = d_logits.astype(enc.dtype)
         d_table += np.einsum("tuv,tuj->vj", d_logits, hidden)
@@ -195,80 +199,61 @@ def materialised_loss_and_gradients(enc, pred, table, bias, labels, lengths, lab
     return np.array(losses), (d_enc, d_pred, d_table, d_bias)
 
 
-# --- 4. What training calls ---------------------------------------------------------------------
+# --- 4. what training calls -----------------------------------------------------------------------
 
 
 def rnnt_loss(enc, pred, table, bias, labels, lengths, label_lengths, **options):
     """The mean RNN-T loss of a batch as a Tensor, and each utterance's own loss (B,) as an array.
 
-    enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here
-    and now, while the logits are at hand, and only scaled by backward(); under no_grad() they are left out.
-    options: chunk_bytes, keep_bytes and negligible of `walk_lattice`.  LatticeError if there is no such lattice.
+    enc (sum T, J), pred (sum (U+1), J), table (V, J), bias (V,): Tensors.  The gradients are computed here, while
+    the logits are at hand, and backward() only scales them; under no_grad() they are left out.
+    options: chunk_bytes, keep_bytes and negligible of `walk_lattice`.  LatticeError for input that is no lattice.
     """
     inputs = (enc, pred, table, bias)
-    student = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)
-    labels, lengths, label_lengths = check_lattice([("model", student)], labels, lengths, label_lengths)
+    arrays = tuple(np.ascontiguousarray(tensor.data) for tensor in inputs)
+    labels, lengths, label_lengths = check_lattice([("model", arrays)], labels, lengths, label_lengths)
     losses, _, grads = walk_lattice(
-        student, labels, lengths, label_lengths, wants_gradients(inputs), 1 / len(lengths), **options
+        arrays, labels, lengths, label_lengths, wants_gradients(inputs), 1 / len(lengths), **options
     )
     return record_scalar(losses.mean(), inputs, grads), losses
-
-
-def wants_gradients(inputs):
-    return is_recording() and any(tensor.requires_grad for tensor in inputs)
-
-
-def record_scalar(value, inputs, grads):
-    """Put a loss on the tape whose gradients are known already; backward only multiplies."""
-
-    def backward(cotangent):
-        if cotangent != 1:
-            for gradient in grads:
-                gradient *= cotangent
-        return grads
-
-    return record(np.asarray(value, dtype=inputs[0].data.dtype), inputs, backward)
 
 
 def demo():
     import time
 
-    from .tensor import Tensor, no_grad
+    from .tensor import Tensor
 
     scores = np.array([
         [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.2, 0.8, 0.1]],
         [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1], [0.7, 0.1, 0.2, 0.1, 0.1]],
     ])  # fmt: skip
     log_probs = log_softmax(scores)
-    print("2 frames, labels 1 and 2, 5 symbols: the standard case of the literature, 4.495666")
+    print("2 frames, labels 1 and 2, 5 symbols: an example that many implementations test, 4.495666 + rounding")
     loss, gradient = readable(log_probs, [1, 2])
     print(f"  alpha and beta  {loss:.6f}\n  all 3 paths     {brute_force(log_probs, [1, 2]):.6f}")
-    print("P(path takes the blank here)     P(path takes the label here)")
+    print("given the transcript, a row for each frame:")
+    print("  P(a path takes the blank)    P(a path takes the label)")
     for t in range(2):
         label_steps = [-gradient[t, u, u + 1] for u in range(2)]
-        print("  ", np.round(-gradient[t, :, 0], 3), "          ", np.round(label_steps, 3))
+        print("  {:.3f}  {:.3f}  {:.3f}          {:.3f}  {:.3f}".format(*abs(gradient[t, :, BLANK]), *label_steps))
     path, score = best_path(log_probs, [1, 2])
     says = " ".join(str([1, 2][u]) if says_label else "blank" for _, u, says_label in path)
-    print(f"the best path says {says}: ln P = {score:.3f}, of ln P(transcript) = {-loss:.3f}")
+    print(f"the best path is {says}: ln P = {score:.3f}, and ln P(all paths) = {-loss:.3f}")
 
     rng = np.random.default_rng(0)
     T, U, V, J = np.full(8, 50), np.full(8, 29), 256, 128
-    inputs = [
-        Tensor(rng.standard_normal(shape, dtype=np.float32), requires_grad=True)
-        for shape in ((T.sum(), J), ((U + 1).sum(), J), (V, J), (V,))
-    ]
-    labels = rng.integers(1, V, U.sum())
+    shapes = ((T.sum(), J), ((U + 1).sum(), J), (V, J), (V,))
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    inputs, labels = [Tensor(array, requires_grad=True) for array in arrays], rng.integers(1, V, U.sum())
     rnnt_loss(*inputs, labels, T, U)  # compile
+    print(f"with a joint network and gradients, 12000 nodes, V = {V}, J = {J}:")
     start = time.perf_counter()
-    rnnt_loss(*inputs, labels, T, U)
-    both = time.perf_counter() - start
-    with no_grad():
-        start = time.perf_counter()
-        rnnt_loss(*inputs, labels, T, U)
-    print(
-        f"joint + loss of 12000 nodes, V = {V}, J = {J}: {1e3 * (time.perf_counter() - start):.0f} ms,"
-        f" with gradients {1e3 * both:.0f} ms"
-    )
+    losses, _ = materialised_loss_and_gradients(*arrays, labels, T, U)
+    middle = time.perf_counter()
+    _, same = rnnt_loss(*inputs, labels, T, U)
+    end = time.perf_counter()
+    print(f"  all logits in memory  {losses.mean():.3f}  {1e3 * (middle - start):.0f} ms")
+    print(f"  in chunks of nodes    {same.mean():.3f}  {1e3 * (end - middle):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -31,16 +31,16 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-# Numbers for each thread: one thread is done sooner with fewer than all are, because they have to meet first
-# (GRAIN), or even to wake up (GRAIN_ASLEEP, without a pool of ours).
+# Numbers for each thread.  With fewer, one thread alone is done sooner than all of them, because threads have to meet
+# first (GRAIN), or even to wake up (GRAIN_ASLEEP, without a pool of ours).
 GRAIN, GRAIN_ASLEEP = 2**12, 2**17
 WHOLE = 2**20  # multiply-adds; a smaller product is not cut
 UNROLL = 16  # rows or columns of a part: a multiple of what OpenBLAS's kernels take at once
 SPINS = "10000"  # turns that a thread of libgomp spins: longer than Python needs between two kernels
 LOOK = 1.0  # seconds between looks at how crowded the cores are
 CROWDED = 0.2  # seconds that a thread waits for each second of work: far more than alone, less than beside another
-SPIKE = 2  # crowded looks in a row before it steps back: one alone may be chance
-LONGEST = 32  # looks in a row before it returns, at most
+SPIKE = 2  # crowded looks in a row before the pool goes down to one thread: one look may be chance
+LONGEST = 32  # at most so many looks in a row that are not crowded before it goes back to all threads
 
 
 # --- how many cores are ours ----------------------------------------------------------------------
@@ -62,7 +62,7 @@ def control_groups(controller):
 
 
 def usable_cores():
-    """Cores that this process may use: os.cpu_count(), or what taskset, a batch system or a container leaves."""
+    """How many cores this process may use: all, or what taskset, a batch system or a container leaves."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in control_groups("cpu"):
         for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
@@ -235,7 +235,7 @@ class Pool:
         self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
         self.against, self.patience = 0, SPIKE  # looks in a row against the present state; how many it takes to return
         if sys.platform == "linux" and self.size > 1:
-            with contextlib.suppress(Exception):  # something is different on this machine: two pools work, too
+            with contextlib.suppress(Exception):  # something is different on this machine; two pools work too
                 self._share()
 
     def _share(self):
@@ -263,9 +263,10 @@ class Pool:
         self.blas, self.gemm, self.shared, self.next_look = None, {}, False, float("inf")
 
     def look(self):
-        """Step back when it has been crowded twice in a row; return when it has not been, each time after longer.
+        """Go down to one thread after two crowded looks in a row, and back to all after some that are not.
 
-        One thread may not notice a process that all threads would fight with, and would return too early every time.
+        It takes longer to go back each time: the process that took a core may leave one thread alone and take one from
+        all again, so a quiet minute on one thread proves little.
         """
         crowded = self.crowding.look() >= CROWDED
         self.against = self.against + 1 if crowded == self.shared else 0

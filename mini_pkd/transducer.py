@@ -1,12 +1,14 @@
 """The whole model: encoder, prediction network, and the joint network between them (Graves 2012, 2013).
 
-At lattice node (t, u) the joint network computes
+A transducer reads the encoder's rows one after the other.  At each it says labels, none or several, and then blank
+(symbol 0), which moves on to the next row.  So what it says next depends on t, the row it is at, and u, how many
+labels it has said: on a node (t, u) of a lattice (rnnt_loss.py draws one).  There the joint network computes
 
-    logits(t, u) = tanh(W_e enc_t + W_p pred_u + b) E^T + c            over V symbols, blank = 0
+    logits(t, u) = tanh(W_e enc_t + W_p pred_u + b) E^T + c            over V symbols
 
-where E (V, J) is the prediction network's embedding table: one tensor, used twice, so at 10026 symbols ten
-million parameters are paid for once.  The nodes are never laid out in memory: this file projects encoder
-and prediction rows to the joint's width J, and rnnt_loss.py and lattice_kl.py walk the lattice from there.
+where b is the sum of two biases, one with each W, and E (V, J) is the prediction network's embedding table: one tensor,
+used twice, which saves ten million parameters at 10026 symbols.  This file computes the two summands, a row for each t
+and a row for each u; the losses add them and multiply by E, some nodes at a time, because there are too many logits.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -23,8 +25,6 @@ from .threads import matmul
 
 @dataclass(frozen=True)
 class TransducerConfig:
-    """Sizes of a transducer."""
-
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     symbols: int = 10026  # V, the blank included
     joint_width: int = 1024  # J: width of joint, embedding and tied output table
@@ -38,7 +38,7 @@ class TransducerConfig:
 
 
 def count_parameters(config):
-    """Numbers in a transducer of this TransducerConfig, without building it.
+    """How many parameters a transducer of this TransducerConfig has, without building it.
 
     >>> encoder = ConformerConfig(blocks=16, width=512, heads=4, window=256, kernel=32, expansion=4)
     >>> count_parameters(TransducerConfig(encoder))  # the paper's 128 M
@@ -75,10 +75,10 @@ class Transducer(Module):
         return self.predictor.embedding.table
 
     def lattice_inputs(self, batch, features, dropout=NO_DROPOUT):
-        """Everything the lattice needs: ((enc, pred, table, bias), T' (B,)).
+        """What the losses need: ((enc, pred, table, bias), T' (B,)).
 
         enc (sum T', J) and pred (sum (U+1), J) are the joint's two summands, as Tensors on the tape.
-        `features` stand apart from `batch` because training masks them (specaugment.py).
+        `features` are given beside `batch` because training masks them (specaugment.py).
         """
         encoded, lengths = self.encoder(Tensor(features), batch.lengths, dropout)
         predicted = self.predictor(batch.labels, batch.label_lengths, dropout)
@@ -88,7 +88,7 @@ class Transducer(Module):
     # --- for decoding: plain arrays, nothing recorded ---------------------------------------------
 
     def encode(self, features, lengths):
-        """features (sum T, F), lengths (B,) -> the joint's encoder summand (sum T', J), T' (B,)."""
+        """features (sum T, F), lengths (B,) -> the encoder's summand in the joint (sum T', J), T' (B,)."""
         with no_grad():
             encoded, lengths = self.encoder(Tensor(features), lengths)
             return self.encoder_to_joint(encoded).data, lengths
@@ -104,7 +104,7 @@ class Transducer(Module):
             return self.predictor_to_joint(Tensor(rows)).data, state
 
     def joint_logits(self, enc_rows, pred_rows):
-        """A row of the encoder and one of the predictor for each node: (N, J), (N, J) -> logits (N, V)."""
+        """For N nodes, the summand of the encoder and that of the predictor: (N, J), (N, J) -> logits (N, V)."""
         return matmul(np.tanh(enc_rows + pred_rows), self.table.data.T) + self.output_bias.data
 
     # --- about the model --------------------------------------------------------------------------

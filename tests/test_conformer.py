@@ -173,26 +173,6 @@ def test_window_and_kernel_of_one_need_no_memory():
     assert np.abs(streamed - encode(encoder, x, [33])[0]).max() < 1e-12
 
 
-# --- looking inside -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("i", range(4))
-def test_attention_weights_of_a_block(i):
-    """The block's own attention module gets the same output out of them."""
-    encoder, x = make(), features(0, 41)
-    weights = encoder.attention_weights(x, i)
-    block, T = encoder.blocks[i], [41, 21, 11, 6][i]
-    assert weights.shape == (2, T, T) and np.abs(weights.sum(axis=2) - 1).max() < 1e-14
-    with no_grad():
-        rows, lengths = encoder(Tensor(x), [41], blocks=i)
-        rows = block.feed_forward_1(rows, NO_DROPOUT)
-        expected = block.attention(rows, lengths, NO_DROPOUT).data
-        v = block.attention.queries_keys_values(rows).data[16:].reshape(2, 4, T)  # (H, C, T)
-    mixed = (weights @ v.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(T, 8)
-    out = block.attention.out
-    assert np.abs(rows.data + mixed @ out.weight.data + out.bias.data - expected).max() < 1e-13
-
-
 # --- causality ------------------------------------------------------------------------------------------------
 
 
