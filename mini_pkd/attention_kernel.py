@@ -17,8 +17,8 @@ from .simd import REORDER, exp, kernel
 #     mix         out_c[t] = sum_i p_i[t] v_c[t-i]                         and dq = mix of ds and k + r
 #     mix_back    dv_c[m] = sum_i p_i[m+i] dout_c[m+i]                     and dk = mix_back of ds and q
 #
-# Operands are copied to scratch arrays, with MARGIN zeros on both sides, and zeros up to a multiple of 4 channels and of 8
-# distances: a group of distances that reaches beyond an utterance's first row finds a probability of zero there.
+# Operands are copied to scratch arrays, with MARGIN zeros on both sides and zeros up to a multiple of 4 channels and
+# of 8 distances: a group of distances that reaches beyond an utterance's first row finds a probability of zero there.
 
 TILE = 256  # about how many queries have their scores in memory together
 MARGIN = 8
