@@ -25,13 +25,6 @@ DIFFERENCE = Leaf("a number", lambda value: isinstance(value, float) or between(
 INTERVAL = Leaf(
     "a pair of rates", lambda value: isinstance(value, list) and len(value) == 2 and all(map(RATE.fits, value))
 )
-RUNG = Leaf(
-    "a student, or a student and its baseline,",
-    lambda value: (
-        WORD.fits(value)
-        or (isinstance(value, dict) and WORD.fits(value.get("student")) and WORD.fits(value.get("baseline")))
-    ),
-)
 RESULTS = {
     "scale": WORD,
     "seed": COUNT,
@@ -53,7 +46,6 @@ RESULTS = {
             "stages": [{"stage?": COUNT, "teacher": WORD, "progressive": WORD, "direct": WORD, "baseline": WORD}],
         }
     ],
-    "ladder?": [RUNG],
     "paired?": [
         {"a": WORD, "b": WORD, "set": WORD, "difference": DIFFERENCE, "low": DIFFERENCE, "high": DIFFERENCE, "p?": RATE}
     ],

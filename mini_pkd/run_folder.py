@@ -23,7 +23,6 @@ from .model_file import load_model
 from .prepared_corpus import TEST_SETS
 from .records import COUNT, WORD, Each, Leaf, between, read_record
 from .threads import usable_cores
-from .transducer import count_parameters
 
 AMOUNT = between(0, 1e15)
 
@@ -249,22 +248,11 @@ class RunFolder:
                 }
                 for number, stages in enumerate(self.scale.experiments, start=1)
             ],
-            "ladder": self._ladder(),
             "models": models,
             "paired": paired_tests(list(size)),
         }  # fmt: skip
         _write_json(self.path / "results.json", results)
         return results
-
-    def _ladder(self):
-        """Table 2: students straight from T1, by falling size, each with the baseline of its size."""
-        rows = [
-            {"student": s.direct, "baseline": s.baseline, "size": s.size}
-            for stages in self.scale.experiments
-            for s in stages
-        ]
-        symbols = self.scale.settings.vocab_size
-        return sorted(rows, key=lambda row: -count_parameters(self.scale.sizes[row["size"]].config(symbols)))
 
 
 def machine():

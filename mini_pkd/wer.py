@@ -211,8 +211,8 @@ def demo():
 def main(arguments=None):
     parser = Parser(
         "wer",
-        description="Word error rate of a hypothesis, with a bootstrap interval; with a second hypothesis "
-        "a paired test between the two.  Files hold lines `ID TEXT`.  Without arguments: a small demo.",
+        description="Word error rate of a hypothesis with its 95 % interval; of two hypotheses, also a paired test.  "
+        "Files hold lines `ID TEXT`.  Without arguments: a small demo.",
     )
     parser.add_argument("reference", nargs="?")
     parser.add_argument("hypothesis", nargs="*")

@@ -62,7 +62,6 @@ def test_results_hold_what_the_tables_need(finished, data):
     pairs = {(p["a"], p["b"]) for p in results["paired"]}
     assert {("S3", "B2"), ("S2", "B2"), ("S3", "S2"), ("S1", "B1"), ("S3", "T1")} <= pairs
     assert all(p["low"] <= p["difference"] <= p["high"] and 0 <= p["p"] <= 1 for p in results["paired"])
-    assert [rung["student"] for rung in results["ladder"]] == ["S1", "S2"]
 
 
 def test_a_report_is_written(finished):
