@@ -47,7 +47,7 @@ from .transducer import Transducer
 
 
 class Cascade:
-    """One run: a scale, a corpus, a seed, a folder.  slot: this process trains for another one; None: it is the main one."""
+    """One run: a scale, a corpus, a seed, a folder.  slot: None in the process that makes the table."""
 
     def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True, slot=None):
         self.scale, self.settings, self.seed = scale, scale.settings, seed
@@ -90,7 +90,7 @@ class Cascade:
             return self.write_results()
 
     def run_slot(self, only):
-        """Make the models named in `only`, in a slot."""
+        """Make the models named in `only`, for the process that makes the table."""
         todo = self.unfinished(only)
         if todo:
             corpus = self.prepare()
@@ -215,14 +215,14 @@ class Cascade:
         """Paired bootstrap tests of the comparisons that carry the paper's claims."""
         pairs = []
         for s in [stage for stages in self.scale.experiments for stage in stages]:
-            pairs += [(s.progressive, s.baseline), (s.direct, s.baseline), (s.progressive, s.direct)]
-            pairs += [(s.progressive, "T1")]
+            progressive, direct = s.progressive, s.direct
+            pairs += [(progressive, s.baseline), (direct, s.baseline), (progressive, direct), (progressive, "T1")]
         pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
         found = []
         for test_set in TEST_SETS:
             files = {name: self.folder.text_file(name, test_set) for name in finished}
             files = {name: file for name, file in files.items() if file.exists()}
-            if not files:
+            if not files:  # the corpus has no such test set
                 continue
             store = FeatureStore(self.features(test_set))
             references = dict(zip(store.ids, store.texts, strict=True))

@@ -99,8 +99,7 @@ def greedy(model, enc, lengths, max_symbols=MAX_SYMBOLS):
         speaks = best != BLANK
         if speaks.any():
             speakers, symbols = live[speaks], best[speaks]
-            new_pred, new_state = model.predictor_step(symbols, tuple(a[speakers] for a in state))
-            pred[speakers] = new_pred
+            pred[speakers], new_state = model.predictor_step(symbols, tuple(a[speakers] for a in state))
             for old, new in zip(state, new_state, strict=True):
                 old[speakers] = new
             for b, symbol in zip(speakers.tolist(), symbols.tolist(), strict=True):

@@ -108,10 +108,10 @@ def _facts(runs):
     """Seed, command, machine, time: what it takes to run this again."""
     seeds = f"mean over {len(runs.seeds)} seeds ({', '.join(map(str, runs.seeds))})"
     facts = [seeds if runs.several else f"seed {runs.first['seed']}"]
-    for key, text in (("command", "`{}`"), ("machine", "{}")):
+    for key, quote in (("command", "`"), ("machine", "")):
         if runs.first.get(key):  # a command may name a path that is no valid UTF-8, but report.md is UTF-8
             line = " ".join(runs.first[key].split()).encode("utf-8", "backslashreplace").decode("utf-8")
-            facts.append(text.format(line))
+            facts.append(f"{quote}{line}{quote}")
     times = [r["seconds"] for r in runs.results if r.get("seconds") is not None]
     if times:
         whose = "all models of all seeds" if runs.several else "all models"

@@ -169,21 +169,18 @@ def demo():
     rng = generator(0, "demo")
     patterns = {word: rng.standard_normal((1, 40)) for word in ("RED", "GREEN", "BLUE")}
 
-    class Invented:
-        """What a Part needs of a feature store."""
-
-        texts = ["RED", "GREEN", "BLUE", "RED GREEN", "GREEN RED", "BLUE RED", "GREEN BLUE", "RED GREEN BLUE"]
-        ids = [f"utterance {i}" for i in range(len(texts))]
+    class Invented(list):  # the feature rows of each utterance, and what else a Part needs of a feature store
+        texts = ids = ["RED", "GREEN", "BLUE", "RED GREEN", "GREEN RED", "BLUE RED", "GREEN BLUE", "RED GREEN BLUE"]
         lengths = np.array([8 * len(text.split()) for text in texts])
 
-        def __getitem__(self, i):
-            rows = np.concatenate([patterns[word].repeat(8, axis=0) for word in self.texts[i].split()])
-            return (rows + 0.1 * generator(i, "noise").standard_normal(rows.shape)).astype(np.float32)
-
-    store, bpe = Invented(), BPE.train(dict.fromkeys(patterns, 1), vocab_size=40)
+    store = Invented()
+    for text in store.texts:
+        rows = np.concatenate([patterns[word].repeat(8, axis=0) for word in text.split()])  # (T, F)
+        store.append((rows + 0.1 * rng.standard_normal(rows.shape)).astype(np.float32))
+    bpe = BPE.train(dict.fromkeys(patterns, 1), vocab_size=40)
     part, _ = Part.encode(store, bpe)
-    nothing_hidden = {"dropout": 0.0, "time_masks": 0, "freq_masks": 0, "max_warp_fraction": 0.0}
     schedule = {"epochs": 30, "dev_every": 30, "peak_rate": 0.01, "warmup_steps": 5}
+    nothing_hidden = {"dropout": 0.0, "time_masks": 0, "freq_masks": 0, "max_warp_fraction": 0.0}
     settings = dataclasses.replace(TINY.settings, **schedule, **nothing_hidden)
     size = dataclasses.replace(TINY.sizes["61"], width=48, window=8, kernel=4, joint_width=64)
     model = Transducer(size.config(bpe.size), generator(0, "weights"))

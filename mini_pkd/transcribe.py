@@ -10,9 +10,9 @@ what later samples need of earlier ones:
     samples -> StreamingMFCC -> Normaliser -> EncoderStream -> encoder_to_joint -> BeamStream -> units -> text
                rows of 10 ms                  rows of 80 ms
 
-The audio may be cut anywhere: the final text is that of the whole file.  (Only the last bit may differ, where BLAS rounds
-a product of 2 rows and one of 200 differently; two hypotheses of nearly equal probability could then change places.)
-With a beam the text so far may still change; a greedy one (--beam 1) only grows.
+The audio may be cut anywhere: the final text is that of the whole file.  (Only rounding may differ, between a matrix
+product of 2 rows and one of 200; two hypotheses of nearly equal probability could then change places.)  With a beam
+the text so far may still change; a greedy one (--beam 1) only grows.
 """
 
 import argparse
@@ -73,7 +73,6 @@ class Recogniser:
         return self.spell(found)
 
     def stream(self):
-        """A fresh RecogniserStream: one utterance, in pieces."""
         return RecogniserStream(self)
 
     def spell(self, hypotheses):
@@ -110,9 +109,8 @@ class RecogniserStream:
         # Two stages still hold something back: the MFCCs a last frame to pad, the encoder rows that wait to be pooled.
         self._search_on(self.encoder.push(self.recogniser.normaliser(self.mfcc.flush())))
         self._search_on(self.encoder.finish())
-        if self.recogniser.beam == 1:
-            return self.recogniser.spell([Hypothesis(self.search.finish(), None)])
-        return self.recogniser.spell(self.search.finish(n))
+        greedily = self.recogniser.beam == 1
+        return self.recogniser.spell([Hypothesis(self.search.finish(), None)] if greedily else self.search.finish(n))
 
     def _search_on(self, encoded):
         """(m, D) rows of the encoder, m may be 0 -> the text so far."""
@@ -172,7 +170,7 @@ examples, with a model that `python -m mini_pkd.cascade` has trained:
           arecord -f S16_LE -r 16000 -t raw | %(prog)s --stream runs/tiny/T1/model.npz -
 
 Files may be anything that soundfile reads (.wav, .flac, .ogg, .opus), one channel, any usual sample rate.
-A file that cannot be read is reported on stderr, the others are still transcribed, and the exit status is 1.""",
+If one cannot be read, stderr says why, the others are still transcribed, and the exit status is 1.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     files = "audio; `-` is stdin, a WAV or raw mono int16 samples at 16 kHz"

@@ -44,19 +44,18 @@ def edit_table(reference, hypothesis):
     `min` compares pairs by their errors first, and among equally few errors takes the fewest substitutions, which
     leaves most words right.  edit_distance.count_edits is the fast version: the last entry of this table.
     """
-    table = {}
-    for i, j in np.ndindex(len(reference) + 1, len(hypothesis) + 1):
-        ways = [] if i or j else [((0, 0), None)]
-        if i and j:  # the last two words stand together: right, or a substitution
-            (errors, substitutions), _ = table[i - 1, j - 1]
-            wrong = int(reference[i - 1] != hypothesis[j - 1])
-            ways.append(((errors + wrong, substitutions + wrong), (i - 1, j - 1)))
-        if i:  # the last reference word is deleted
-            (errors, substitutions), _ = table[i - 1, j]
-            ways.append(((errors + 1, substitutions), (i - 1, j)))
-        if j:  # the last hypothesis word is inserted
-            (errors, substitutions), _ = table[i, j - 1]
-            ways.append(((errors + 1, substitutions), (i, j - 1)))
+    table = {(0, 0): ((0, 0), None)}
+    for i, j in list(np.ndindex(len(reference) + 1, len(hypothesis) + 1))[1:]:
+        wrong = 0 if i and j and reference[i - 1] == hypothesis[j - 1] else 1
+        ways = []
+        for before, error, substitution in (
+            ((i - 1, j - 1), wrong, wrong),  # the last two words stand together: right, or a substitution
+            ((i - 1, j), 1, 0),  # the last reference word is deleted
+            ((i, j - 1), 1, 0),  # the last hypothesis word is inserted
+        ):
+            if before in table:  # else i or j is 0
+                (errors, substitutions), _ = table[before]
+                ways.append(((errors + error, substitutions + substitution), before))
         table[i, j] = min(ways)
     return table
 

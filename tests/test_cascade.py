@@ -131,7 +131,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
         assert cascade.main(words_of(data, copy, "beam=1")) == 130
     assert [m["name"] for m in results_of(copy)["models"]] == ["T1", "S1"]
     assert not (copy / "B1" / "result.json").exists()  # half of its texts are of the new beam
-    assert "B2: decoded again, because the beam was another one" in capfd.readouterr().out
+    assert "B2: decoded again, because the beam has changed" in capfd.readouterr().out
     assert cascade.main(words_of(data, copy, "beam=1", "--only", "S3", "--jobs", jobs)) == 0
     results = results_of(copy)
     assert results["settings"]["beam"] == 1
