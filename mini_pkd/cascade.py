@@ -11,9 +11,9 @@
         baseline    = train(size, no teacher)
     decode and score them all on the test sets; compare them pairwise
 
-A run lives in one folder and can be stopped at any instant; the same command continues it.  Models that do not wait for
-each other may be trained side by side, each by a process of its own in one of `jobs` slots: that process is this
-command again, told its slot, and the one that was typed makes the table.
+A run lives in one folder and can be stopped at any instant; the same command continues it.  Models that do not depend
+on each other are trained side by side: the command starts itself again for each of them, at most `jobs` at a time, each
+in its own slot, and makes the table when they have finished.
 
 Left out here: who teaches whom (scales.py), the folder's files (run_folder.py), starting processes (processes.py).
 """
@@ -129,7 +129,6 @@ class Cascade:
         corpus = prepare_corpus(
             self.data, self.out.parent / "features", self.settings,
             make_bpe=lambda utterances: self.folder.vocabulary(utterances, self.progress),
-            reduction=self.scale.sizes["T1"].config(self.settings.vocab_size).encoder.reduction,
             strict=self.strict, progress=self.progress, say=self.say if main else None,
         )  # fmt: skip
         if corpus.problems and main:
@@ -138,7 +137,6 @@ class Cascade:
         return corpus
 
     def features(self, role):
-        """The folder of a part's features."""
         return features_folder(self.out.parent / "features", self.data, role, self.settings.feature_type)
 
     # --- one model --------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Finished runs as numbers: `results.json` of one run, or of the same run with several seeds.
 
     runs = Runs([read_results("runs/small-0"), read_results("runs/small-1")])
-    runs.mean("S3", "wer", "test-clean")                a fraction, or None: no run has it yet
+    runs.mean("S3", "wer", "test-clean")                a fraction, or None if no run has it yet
 
-The files are read and checked once, here; tables, findings and figures ask a `Runs` and never a file.  A model that is
-not there yet is no error, because a report may be asked for while the cascade is still busy.
+The files are read and checked once, here; tables, findings and figures ask a `Runs` and never a file.  A model may be
+missing, because a report may be asked for while the cascade is still busy.
 """
 
 import math

@@ -178,26 +178,19 @@ If one cannot be read, stderr says why, the others are still transcribed, and th
     piece_ms = f"length of a piece with --stream, in milliseconds (default: {PIECE_MS}); the final text is the same"
     beam = f"hypotheses to keep (default: {BEAM}, at most {MAX_BEAM}); 1 is greedy search: faster, a little worse"
     n_best = "print the N best, as `FILE RANK LOG_PROBABILITY TEXT`; N at most the beam"
-    ms, hypotheses = _from_1_to(MAX_PIECE_MS), _from_1_to(MAX_BEAM)
     parser.add_argument("model", metavar="MODEL.npz", help="a model.npz in a run's folder, one per model")
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     parser.add_argument("--stream", action="store_true", help=stream)
-    parser.add_argument("--piece-ms", type=ms, default=PIECE_MS, metavar="MS", help=piece_ms)
-    parser.add_argument("--beam", type=hypotheses, default=BEAM, metavar="N", help=beam)
-    parser.add_argument("--n-best", type=hypotheses, default=1, metavar="N", help=n_best)
+    parser.add_argument("--piece-ms", type=int, default=PIECE_MS, metavar="MS", help=piece_ms)
+    parser.add_argument("--beam", type=int, default=BEAM, metavar="N", help=beam)
+    parser.add_argument("--n-best", type=int, default=1, metavar="N", help=n_best)
     options = parser.parse_intermixed_args(arguments)
+    for name, most in (("piece_ms", MAX_PIECE_MS), ("beam", MAX_BEAM), ("n_best", MAX_BEAM)):
+        if not 1 <= (value := getattr(options, name)) <= most:
+            parser.error(f"--{name.replace('_', '-')} must be from 1 to {most}, not {value}")
     if options.n_best > options.beam:
         parser.error(f"--n-best {options.n_best} needs a --beam of at least {options.n_best}")
     return options
-
-
-def _from_1_to(most):  # a type for argparse
-    def whole(text):
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
-        return int(text)
-
-    return whole
 
 
 if __name__ == "__main__":
