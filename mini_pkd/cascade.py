@@ -11,8 +11,11 @@
         baseline    = train(size, no teacher)
     decode and score them all on the test sets; compare them pairwise
 
-A run lives in one folder and can be stopped at any instant; the same command continues it.  Left out here: who is
-taught by whom (scales.py), the folder's files (run_folder.py), models trained side by side (processes.py).
+A run lives in one folder and can be stopped at any instant; the same command continues it.  Models that do not depend
+on each other are trained side by side: the command starts itself again for each of them, at most `jobs` at a time, each
+in its own slot, and makes the table when they have finished.
+
+Left out here: who teaches whom (scales.py), the folder's files (run_folder.py), starting processes (processes.py).
 """
 
 import shlex
@@ -44,7 +47,7 @@ from .transducer import Transducer
 
 
 class Cascade:
-    """One run: a scale, a corpus, a seed, a folder."""
+    """One run: a scale, a corpus, a seed, a folder.  slot: None in the process that makes the table."""
 
     def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True, slot=None):
         self.scale, self.settings, self.seed = scale, scale.settings, seed
@@ -56,29 +59,29 @@ class Cascade:
         self.models = self.folder.models  # {name: scales.Model}, teachers before their students
 
     def run(self, only=None, jobs=1, arguments=(), memory=None):
-        """Make the table, or just the models named in `only`; finished models are not touched.
+        """Make all models, or those named in `only`, and the table; finished models are not touched.
 
-        With jobs > 1 the models are trained by processes that get `arguments` (scale and settings) again.
-        memory: the GB that may be used; None: what is free.
+        jobs: how many models at a time; with more than one, their processes get `arguments` (scale and settings) again
+        memory: the GB that may be used; None: what is free
         """
         folder = self.folder
         config = folder.updated_config(self.say)
         todo = self.unfinished(only)
         again = [model.name for model in todo if folder.result_file(model.name).exists()]
         if again:
-            self.say(f"{', '.join(again)}: decoded again, because the beam was another one")
+            self.say(f"{', '.join(again)}: decoded again, because the beam has changed")
         if todo:
             refuse_what_does_not_fit(self.scale, [m for m in todo if not folder.trained(m.name)], jobs, memory)
-            find_parts(self.data)  # raises if anything is missing, before a folder is made
+            find_parts(self.data)  # raises if there is no corpus, before a folder is made
         with folder.locked():
             folder.check_files(todo)
             folder.write_config(config)
             if todo:
                 corpus = self.prepare()
-                self.say("compiling the kernels, where that has not been done before: half a minute")
+                self.say("compiling the kernels, half a minute the first time")
                 warm_up.ensure()
                 with StopSignal() as stop:
-                    if jobs > 1:  # also when one is left: another number of threads would round differently
+                    if jobs > 1:  # also when one model is left: with other threads it would end in other bits
                         words = [*arguments, "--data", self.data, "--out", self.out, "--seed", self.seed]
                         words += ["--command", self.command] + ["--strict"] * self.strict
                         train_side_by_side(todo, jobs, words, stop, folder.finished, self.write_results, self.say)
@@ -87,7 +90,7 @@ class Cascade:
             return self.write_results()
 
     def run_slot(self, only):
-        """Make the models named in `only`, in a process that another one has started; that one makes the table."""
+        """Make the models named in `only`, for the process that makes the table."""
         todo = self.unfinished(only)
         if todo:
             corpus = self.prepare()
@@ -106,7 +109,7 @@ class Cascade:
     # --- before training --------------------------------------------------------------------------
 
     def unfinished(self, only):
-        """The models to make: of all, or of those in `only`, those without a result."""
+        """The models to make: those without a result, of all or of those named in `only`."""
         folder, chosen = self.folder, set(only or self.models)
         for name in only or ():
             if name not in self.models:
@@ -114,34 +117,32 @@ class Cascade:
             teacher = self.models[name].teacher
             if teacher and teacher not in chosen and not folder.trained(teacher):
                 raise UserError(
-                    f"{name} learns from {teacher}, which is not trained yet in {self.out}: add {teacher} to --only."
+                    f"{name} learns from {teacher}, which is not trained yet in {self.out}; add {teacher} to --only."
                 )
-        if self.slot is None:  # what was decoded with another beam is decoded again, or a table would hold both
+        if self.slot is None:  # if the beam has changed, all are decoded again: one table, one beam
             chosen |= {name for name in self.models if folder.trained(name)}
         return [model for name, model in self.models.items() if name in chosen and not folder.finished(name)]
 
     def prepare(self):
-        """Folders of audio -> PreparedCorpus; the first process of a run also lists what was left out."""
-        first = self.slot is None
+        """Folders of audio -> PreparedCorpus; the main process also lists what was left out."""
+        main = self.slot is None
         corpus = prepare_corpus(
             self.data, self.out.parent / "features", self.settings,
             make_bpe=lambda utterances: self.folder.vocabulary(utterances, self.progress),
-            reduction=self.scale.sizes["T1"].config(self.settings.vocab_size).encoder.reduction,
-            strict=self.strict, progress=self.progress, say=self.say if first else None,
+            strict=self.strict, progress=self.progress, say=self.say if main else None,
         )  # fmt: skip
-        if corpus.problems and first:
+        if corpus.problems and main:
             path = self.folder.write_skipped(corpus.problems)
-            self.say(f"{len(corpus.problems)} utterances or files were left out; {path} lists them and why.")
+            self.say(f"{len(corpus.problems)} utterances or files were left out; {path} says which and why.")
         return corpus
 
     def features(self, role):
-        """The folder of a part's features."""
         return features_folder(self.out.parent / "features", self.data, role, self.settings.feature_type)
 
     # --- one model --------------------------------------------------------------------------------
 
     def train_model(self, model, corpus, stop):
-        """-> (Transducer with its best dev weights, what there is to say about its training)."""
+        """-> (Transducer with its best dev weights, facts about its training for result.json)."""
         path = self.folder.model_file(model.name)
         if path.exists():  # trained, but killed before it was scored
             network, about = self.folder.load(model.name)
@@ -165,7 +166,7 @@ class Cascade:
     def score_model(self, model, network, training, corpus, stop):
         """Decode the test sets and write result.json, which ends the work on a model."""
         folder, name = self.folder, model.name
-        folder.result_file(name).unlink(missing_ok=True)  # of another beam, whose texts are now written over
+        folder.result_file(name).unlink(missing_ok=True)  # of an earlier beam; its texts are about to be replaced
         result = {
             **about_model(model), "params": network.num_parameters(), **training, "beam": self.settings.beam,
             "wer": {}, "ser": {}, "wer_ci95": {}, "ser_ci95": {}, "edits": {},
@@ -212,23 +213,23 @@ class Cascade:
         """Paired bootstrap tests of the comparisons that carry the paper's claims."""
         pairs = []
         for s in [stage for stages in self.scale.experiments for stage in stages]:
-            pairs += [(s.progressive, s.baseline), (s.direct, s.baseline), (s.progressive, s.direct)]
-            pairs += [(s.progressive, "T1")]
-        pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and set(pair) <= set(finished)]
+            progressive, direct = s.progressive, s.direct
+            pairs += [(progressive, s.baseline), (direct, s.baseline), (progressive, direct), (progressive, "T1")]
+        pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
         found = []
         for test_set in TEST_SETS:
-            references = None
+            files = {name: self.folder.text_file(name, test_set) for name in finished}
+            files = {name: file for name, file in files.items() if file.exists()}
+            if not files:  # the corpus has no such test set
+                continue
+            store = FeatureStore(self.features(test_set))
+            references = dict(zip(store.ids, store.texts, strict=True))
+            scores = {name: wer.score(references, read_transcript(file)) for name, file in files.items()}
             for a, b in pairs:
-                files = [self.folder.text_file(name, test_set) for name in (a, b)]
-                if not all(file.exists() for file in files):
-                    continue
-                if references is None:
-                    store = FeatureStore(self.features(test_set))
-                    references = dict(zip(store.ids, store.texts, strict=True))
-                scores = [wer.score(references, read_transcript(file)) for file in files]
-                test = wer.paired_test(*scores)
-                numbers = {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p_value}
-                found.append({"a": a, "b": b, "set": test_set, **numbers})
+                if a in scores and b in scores:
+                    test = wer.paired_test(scores[a], scores[b])
+                    numbers = {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p_value}
+                    found.append({"a": a, "b": b, "set": test_set, **numbers})
         return found
 
     def say(self, sentence):
@@ -252,7 +253,7 @@ def main(arguments=None):
         typed = options.command or printable(typed).strip()
         cascade = Cascade(scale, options.data, options.out, options.seed, typed, options.strict, slot=slot)
         with sigterm_is_ctrl_c(), disk_errors(cascade.out):
-            if slot is not None:  # one of several processes: train, and let the parent report
+            if slot is not None:
                 end_with_parent()
                 cascade.run_slot(options.only)
             elif options.dry_run:
@@ -262,7 +263,7 @@ def main(arguments=None):
                 print(report.write_report([cascade.out]))
     except (Interrupted, KeyboardInterrupt):
         if slot is None:
-            print("\ncascade: stopped; everything finished is kept, the same command continues.", file=sys.stderr)
+            print("\ncascade: stopped; all that is finished is kept, the same command continues.", file=sys.stderr)
         return 130
 
 

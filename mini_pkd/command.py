@@ -11,7 +11,7 @@ A command ends with one sentence on stderr and an exit status, never with a trac
     1    something the user can mend: a UserError, or an output that cannot be written
     2    a command line that cannot be understood
     130  Ctrl-C
-    141  the reader of our output has left, as `head` does; no sentence, but not done either (128 + SIGPIPE, as in C)
+    141  the reader of our output has left, as `head` does: no sentence, but not done (128 + SIGPIPE, as of a C program)
 
 A sentence always has the same form, `report: X is Y; do Z`.  Any other exception is a mistake of ours and keeps
 its traceback.
@@ -36,7 +36,7 @@ class UsageError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that it leaves with one sentence: no usage in front of it, no form of its own."""
+    """argparse's parser, except that its errors are one sentence, without the usage in front."""
 
     def __init__(self, name, **settings):
         super().__init__(prog=f"python -m mini_pkd.{name}", **settings)
@@ -51,11 +51,11 @@ def command(name):
     def decorate(main):
         @functools.wraps(main)
         def run(*arguments):
-            if sys.stderr is None:  # Python's word for a closed stream: there is nobody to tell
+            if sys.stderr is None:  # it is closed
                 sys.stderr = open(os.devnull, "w")
             if sys.stdout is None:
                 return complain(name, "stdout is closed; send the output to a file, or to /dev/null.")
-            with suppress(AttributeError):  # a name or a text that stdout's encoding lacks is no reason to stop
+            with suppress(AttributeError):  # characters that stdout's encoding lacks are escaped, not an error
                 sys.stdout.reconfigure(errors="backslashreplace")
             try:
                 try:
@@ -109,16 +109,16 @@ def disk_errors(folder):
         name = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sentence = (
-                f"the disk of {folder} is full: free some space and run the same command again, "
+                f"the disk of {folder} is full; free some space and run the same command again, "
                 f"it continues where it stopped."
             )
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             sentence = (
-                f"{name} cannot be written or read ({error.strerror}): change its permissions or choose another folder."
+                f"{name} cannot be written or read ({error.strerror}); change its permissions or choose another folder."
             )
         else:
             sentence = (
-                f"{name} cannot be used ({error.strerror or error}): look at what is there, or choose another folder."
+                f"{name} cannot be used ({error.strerror or error}); look at what is there, or choose another folder."
             )
         raise UserError(sentence) from None
 

@@ -13,15 +13,15 @@ from . import UserError
 from .command import Parser
 from .decode import MAX_BEAM
 
-# Operational settings, free to change on a run that has begun: how often to save, and the beam, with which finished
-# models are then decoded again.  Not max_symbols, because which weights are kept depends on it: the dev set is decoded
-# with it.  peak_rate may only fall, for the models that are not trained yet (run_folder.py).
+# These may change on a run that has begun: how often to save, memory for logits, and the beam (finished models are then
+# decoded again).  max_symbols may not, because the dev set is decoded with it, and that decides which weights are kept.
+# peak_rate may only fall, for the models that are not trained yet (run_folder.py).
 MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
 
 MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
-# More than these is a slip of the finger that would keep a loop busy for hours; the sizes that cost memory are up to
-# the estimate.
+# More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by
+# estimate.py.
 AT_MOST = {
     "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1,
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
@@ -57,13 +57,13 @@ def read_command_line(arguments, scales):
     add("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
     add("--dry-run", action="store_true", help="print what would be trained, and stop")
     options = parser.parse_intermixed_args(arguments)
-    # "--only T1 S1 epochs=3": argparse gives everything to --only, and what has a "=" is a setting.
+    # argparse gives all words of "--only T1 S1 epochs=3" to --only; those with a "=" are settings.
     given = options.only or []
     options.settings += [word for word in given if "=" in word]
     if options.only is not None:
         options.only = [word for word in given if "=" not in word]
         if not options.only:
-            parser.error("--only wants the name of a model, for example T1")
+            parser.error("--only is without a model; name one, for example T1")
     if options.seed < 0:
         parser.error(f"--seed must be at least 0, not {options.seed}")
     if options.jobs is not None and options.jobs < 1:
@@ -83,7 +83,7 @@ def overridden(scale, assignments):
         name, equals, text = assignment.partition("=")
         size, dot, key = name.partition(".")
         if not equals:
-            raise UserError(f"{assignment!r} is not of the form name=value, for example epochs=3.")
+            raise UserError(f"{assignment!r} is not a setting; write name=value, for example epochs=3.")
         elif not dot:
             settings = _replaced(settings, name, text, name)
         elif size not in sizes:
@@ -97,7 +97,7 @@ def overridden(scale, assignments):
 
 
 def _replaced(values, key, text, name):
-    """The dataclass `values` with what `text` says under `key`; `name` is what the user calls it."""
+    """The dataclass `values` with `text` read into its field `key`; `name` is what the user calls that field."""
     types = {field.name: field.type for field in dataclasses.fields(values)}
     if key not in types:
         raise UserError(f"there is no setting {name!r}{nearest(key, types)}.")
@@ -123,7 +123,7 @@ def check_settings(settings):
     if settings.max_frames > settings.batch_frames:
         raise UserError(
             f"an utterance may have max_frames={settings.max_frames} and a batch only "
-            f"batch_frames={settings.batch_frames}: raise batch_frames or lower max_frames."
+            f"batch_frames={settings.batch_frames}; raise batch_frames or lower max_frames."
         )
     if settings.mixing == "convex" and settings.alpha > 1:
         raise UserError(f"alpha must be at most 1 with mixing=convex, not {settings.alpha}.")

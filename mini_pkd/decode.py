@@ -1,39 +1,38 @@
 """Decoding: from encoder rows to label sequences, greedily or with a beam.
 
 A transducer reads an utterance row by row.  In each row it may say symbols, at most `max_symbols` of them, and then
-says blank, which moves it on to the next row.  One way of doing so is a *path*; a path's labels are its symbols
-without the blanks, and many paths spell the same labels:
+says blank, which moves it on to the next row.  One way of doing so is a *path*.  A path's labels are its symbols
+without the blanks, and many paths spell the same labels.  Three rows, one label, "." for blank:
 
-    a . .      . a .      . . a        three rows, one label: "." is blank
+    a . . .      . a . .      . . a .
 
-Greedy search follows the single most probable next symbol.  Beam search looks for the most probable *labels*,
-P(labels) = sum over their paths, and keeps a few candidates, the hypotheses.  It works row by row (Graves 2012,
-section 2.5, with a bound on what a row can say):
+Greedy search takes the most probable symbol at every step, and so follows one path.  Beam search looks for the most
+probable *labels*, P(labels) = sum over their paths, and keeps a few candidates, the hypotheses.  It works row by row
+(Graves 2012, section 2.5, with a bound on what a row can say):
 
-    beam     what survived the last row: hypotheses with different labels, each with its log-probability
-    level 0  := beam;  level s+1 := hypotheses of level s, each extended by one symbol, in this same row
-    finished := for every hypothesis of every level: + log P(blank); equal labels are merged with log-add
+    beam      the hypotheses that survived the last row, all with different labels, each with its log-probability
+    level s   those that have said s symbols in this row: level 0 is the beam, level s+1 is level s, one symbol longer
+    finished  those that have said blank, at any level; where labels are equal, probabilities are added (log-add)
 
-Why no path is counted twice: a path decides for each row how many symbols it says there.  It therefore passes through
-exactly one level per row, and leaves the row through exactly one blank.  Inside a level all labels differ (they
-extend different labels, or by different symbols), so only `finished` needs merging.  At level `max_symbols` only blank
-is allowed, so a row always ends.
+No path is counted twice, because in each row a path says a definite number of symbols and then one blank: it belongs
+to one level only.  Inside a level all labels differ, so only `finished` needs merging.  At level `max_symbols` only
+blank is allowed, so a row always ends.
 
 What is cut:
 
 - a level keeps the `beam` best extensions;
-- an extension must score better than `cutoff`, the beam-th best of `finished` so far.  Log-probabilities only fall,
-  so a worse one could never enter the next beam by itself; all we lose is the crumb of probability by which it could
-  have raised a hypothesis with the same labels.  This ends most rows after a level or two;
+- an extension must score better than `cutoff`, the beam-th best of `finished` so far.  Log-probabilities only fall, so
+  a worse one could not enter the next beam by itself; all we lose is what it would have added to a hypothesis with the
+  same labels.  This ends most rows after a level or two;
 - the next beam is the `beam` best of `finished`.
 
 With a beam as wide as the search space nothing is cut, and the result is the exact sum over all paths.
 
 The searches see encoder rows and a model, never a reference text.  From the model they use
 
-    predictor_start(N) -> pred (N, J), state                    after the start symbol
-    predictor_step(symbols (N,), state) -> pred (N, J), state   after one more symbol
-    joint_logits(enc_rows (N, J), pred_rows (N, J)) -> (N, V)   raw scores
+    predictor_start(N) -> pred (N, J), state                    the prediction network after the start symbol
+    predictor_step(symbols (N,), state) -> pred (N, J), state   ... after one more symbol
+    joint_logits(enc_rows (N, J), pred_rows (N, J)) -> (N, V)   raw scores of the next symbol
 
 where `state` is a tuple of arrays with N rows.  fast_beam.py is the same beam search for many utterances at once, and
 for rows that arrive in pieces.  Left out: length normalisation, external language models, pruned vocabularies.
@@ -47,8 +46,8 @@ from .ragged import BLANK, row_starts
 from .search_checks import check_inputs, check_numbers, scores_not_finite
 
 BEAM = 8  # the paper's width
-MAX_BEAM = 256  # of the commands.  A row of a wider one takes so long in a kernel that Ctrl-C seems dead
-MAX_SYMBOLS = 12  # per row.  A word said in a breath may be many units: at 5, DOUBLE (6 units) was lost
+MAX_BEAM = 256  # the commands take no wider one: a single row would keep Ctrl-C waiting
+MAX_SYMBOLS = 12  # per row.  A row of 80 ms may hold a whole word of many units: with 5, DOUBLE (6 units) was lost
 
 
 class Hypothesis(NamedTuple):
@@ -60,16 +59,13 @@ class Hypothesis(NamedTuple):
 
 
 class GreedyStream:
-    """Greedy search on one utterance, whose encoder rows may arrive in pieces; any cutting gives the same labels.
-
-    `rows` holds for each label the row in which it was said.
-    """
+    """Greedy search on one utterance, whose encoder rows may arrive in pieces; any cutting gives the same labels."""
 
     def __init__(self, model, max_symbols=MAX_SYMBOLS):
         check_numbers(max_symbols=max_symbols)
         self.model, self.max_symbols = model, max_symbols
         self.pred, self.state = model.predictor_start(1)
-        self.labels, self.rows, self.t = [], [], 0
+        self.labels = []
 
     def push(self, enc_rows):
         """Rows (n, J), n >= 0 -> all labels so far.  Greedy search never takes a label back."""
@@ -80,19 +76,16 @@ class GreedyStream:
                     break
                 self.pred, self.state = self.model.predictor_step(symbol, self.state)
                 self.labels.append(int(symbol[0]))
-                self.rows.append(self.t)
-            self.t += 1
         return self.finish()
 
     def finish(self):
-        return list(self.labels)
+        return list(self.labels)  # a copy: the caller's does not grow with ours
 
 
 def greedy(model, enc, lengths, max_symbols=MAX_SYMBOLS):
     """The same for a batch, fast: enc (sum T', J), lengths (B,) -> B lists of labels.
 
-    All utterances move together, but each at its own pace: in one round one utterance says a symbol while another
-    one steps to its next row.  So the number of rounds is that of the longest utterance, rows and labels together.
+    In each round every utterance takes one step of its own: one says a symbol while another moves to its next row.
     """
     lengths = check_inputs(enc, lengths, max_symbols)
     pred, state = model.predictor_start(len(lengths))
@@ -106,8 +99,7 @@ def greedy(model, enc, lengths, max_symbols=MAX_SYMBOLS):
         speaks = best != BLANK
         if speaks.any():
             speakers, symbols = live[speaks], best[speaks]
-            new_pred, new_state = model.predictor_step(symbols, tuple(a[speakers] for a in state))
-            pred[speakers] = new_pred
+            pred[speakers], new_state = model.predictor_step(symbols, tuple(a[speakers] for a in state))
             for old, new in zip(state, new_state, strict=True):
                 old[speakers] = new
             for b, symbol in zip(speakers.tolist(), symbols.tolist(), strict=True):
@@ -122,8 +114,7 @@ def greedy(model, enc, lengths, max_symbols=MAX_SYMBOLS):
 
 def _most_probable(logits):
     """(N, V) -> (N,)"""
-    best = logits.argmax(axis=1)
-    # argmax returns a NaN or +inf where there is one; a -inf elsewhere is a symbol that cannot be said, and no error
+    best = logits.argmax(axis=1)  # the place of a NaN or +inf where there is one; -inf: a symbol that cannot be said
     if not np.isfinite(logits[np.arange(len(best)), best]).all():
         raise scores_not_finite()
     return best
@@ -135,12 +126,12 @@ def _most_probable(logits):
 def beam_search_readable(model, enc, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=1, trace=None):
     """One utterance, enc (T', J) -> its `n_best` Hypotheses, best first.
 
-    Labels are tuples here, and a dictionary gives each its log-probability.  A list passed as `trace` gets one entry
-    per row, {labels: ways}, the hypotheses that stood after it, best first.  A way is a pair: the number of symbols
-    said in this row, and the log-probability of the paths that came so; where there are several, they were merged.
+    Labels are tuples here, and a dictionary gives each its log-probability.  To watch the search, pass a list as
+    `trace`: it gets one entry per row, {labels: ways}, the hypotheses after this row, best first.  A way is a pair, the
+    number of symbols said in this row and the log-probability of the paths that did so; several ways were merged.
     """
     check_inputs(enc, [len(enc)], max_symbols, beam=beam, n_best=n_best)
-    predictor = {(): model.predictor_start(1)}  # what the prediction network says after these labels
+    predictor = {(): model.predictor_start(1)}  # labels: (pred, state) of the prediction network after them
 
     def next_log_probs(t, labels):
         if labels not in predictor:
@@ -177,35 +168,22 @@ def beam_search_readable(model, enc, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=
     return [Hypothesis(list(labels), float(score)) for labels, score in list(hypotheses.items())[:n_best]]
 
 
-def emission_rows(trace, labels):
-    """The row in which each label of a hypothesis was said: from the last row back, the likeliest way of each.
-
-    >>> emission_rows([{(): [(0, -1.2)]}, {(7,): [(0, -0.9), (1, -0.5)]}], [7])  # the way with -0.5: said in row 1
-    [1]
-    """
-    labels, rows = tuple(labels), []
-    for t in reversed(range(len(trace))):
-        said, _ = max(trace[t][labels], key=lambda way: way[1])
-        labels, rows = labels[: len(labels) - said], [t] * said + rows
-    return rows
-
-
 # --- demo -----------------------------------------------------------------------------------------
 
 
 class TableModel:
-    """P(symbol | row, last symbol) straight from a table (T, V, V): a transducer to do by hand."""
+    """A transducer to do by hand: P(symbol | row, last symbol) straight from a table (T, V, V)."""
 
     def __init__(self, table):
         with np.errstate(divide="ignore"):
             self.logits = np.log(table)
-        self.enc = np.arange(len(table))[:, None]  # (T, 1): row t says "row t"
+        self.enc = np.arange(len(table))[:, None]  # (T, 1): row t holds the number t
 
     def predictor_start(self, N):
         return self.predictor_step(np.zeros(N, dtype=np.int64), ())
 
     def predictor_step(self, symbols, state):
-        return symbols[:, None], ()  # (N, 1): "the last symbol was ..."
+        return symbols[:, None], ()  # (N, 1): the last symbol itself; there is nothing else to remember
 
     def joint_logits(self, enc_rows, pred_rows):
         return self.logits[enc_rows[:, 0], pred_rows[:, 0]]

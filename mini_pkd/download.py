@@ -1,9 +1,9 @@
 """The download: `python -m mini_pkd.download dev-clean test-clean --to DIR` fetches parts of LibriSpeech.
 
-Nothing is trusted and nothing is lost.  A broken connection is resumed where it broke.  Size and md5 are checked
-before anything is unpacked, only plain files below the target are unpacked, and a finished part appears in
-one step, with a marker inside.  No more is read than an archive is long, a connection must bring PACE bytes in
-every PATIENCE seconds, and https never becomes http.
+Nothing is trusted and nothing is lost.  A download that broke off continues where it was.  Size and md5 are checked
+before anything is unpacked, only plain files below the target are unpacked, and a finished part appears in one step,
+with a marker inside.  No more is read than an archive is long, a connection must bring PACE bytes in every PATIENCE
+seconds, and https is never left for http.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ DEPTH = 8  # most names in a path of an archive; LibriSpeech has five
 def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, keep_archive=False, show=True):
     """Fetch one part of LibriSpeech into <to>/LibriSpeech/<part>; returns that folder.
 
-    Interrupted at any point, the same call continues: the archive grows under a .part name, and the server is asked
-    for the rest of it.  Unpacking happens in a folder beside, and the finished part moves into place in one step.
+    It may be interrupted at any point, and the same call continues: the archive grows under a .part name, and the
+    server is asked for the rest of it.  The part is unpacked into another folder, and moves into place in one step.
     """
     if part not in archives:
         raise UserError(f"there is no part {part!r}: choose from {', '.join(archives)}.")
@@ -60,7 +60,7 @@ def download(part, to, mirror=MIRROR, archives=ARCHIVES, retries=8, pause=2.0, k
         return target
     if target.exists():
         raise UserError(
-            f"{target} exists without a completion marker, so it may be half unpacked: delete it, or, if "
+            f"{target} exists without a completion marker, so it may be half unpacked; delete it, or, if "
             f"you know that it is complete, create an empty file {target / MARKER}."
         )
     with disk_errors(to):
@@ -83,25 +83,25 @@ def _check_space(folder, needed):
     if free < needed:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free but archive and unpacked part need "
-            f"{needed / 1e9:.1f} GB: free some space or choose another folder."
+            f"{needed / 1e9:.1f} GB; free some space or choose another folder."
         )
 
 
 def _size(path):
-    """Bytes in a plain file, 0 if there is none; through a link the download would land elsewhere."""
+    """Bytes in a plain file, 0 if it does not exist; a link is refused, because the download would land elsewhere."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return 0
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise UserError(f"{path} is not a plain file of its own: delete it and run the same command again.")
+        raise UserError(f"{path} is not a plain file of its own; delete it and run the same command again.")
     return status.st_size
 
 
 def _fetch(url, partial, size, retries, pause, label):
     """Grow `partial` to `size` bytes; a dropped connection is resumed where it broke off."""
     if not url.startswith(("https://", "http://")):
-        raise UserError(f"{url} is not a web address: name a mirror that begins with https:// after --mirror.")
+        raise UserError(f"{url} is not a web address; name a mirror that begins with https:// after --mirror.")
     failures, reason, arrived, most = 0, "", False, 0
     with progress_bar(label, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         while True:
@@ -139,8 +139,8 @@ def _fetch(url, partial, size, retries, pause, label):
                 reason = _printable(error) or type(error).__name__
             now, most = _size(partial), max(most, have)
             arrived = arrived or now > have
-            # Progress means clearly more bytes than ever before: a server that starts again and again, or sends a
-            # byte and hangs up, must not keep us for ever.
+            # Only clearly more bytes than ever before count as progress: a server that starts again and again, or sends
+            # a byte and hangs up, must not keep us for ever.
             failures = 1 if now >= min(most + PACE, size) else failures + 1
             most = max(most, now)
 
@@ -151,7 +151,7 @@ def _printable(error):
 
 
 class _SteadyStream(io.RawIOBase):
-    """The bytes of a socket, as long as `useful` grows; a time-out alone is per byte, so a drip would never end."""
+    """The bytes of a socket, as long as `useful` grows; a time-out alone counts per byte and would let a drip go on."""
 
     def __init__(self, raw):
         self.raw, self.since, self.useful = raw, time.monotonic(), 0
@@ -209,7 +209,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         response.close()  # urllib reads the body of a redirect to its end, and it may have none
         if urlsplit(new_url).scheme not in ("https", urlsplit(request.full_url).scheme):
             raise UserError(
-                f"{request.full_url} sends us on to {_printable(new_url)}, which is not https: "
+                f"{request.full_url} sends us on to {_printable(new_url)}, which is not https; "
                 f"name another mirror with --mirror."
             )
         return super().redirect_request(request, response, code, message, headers, new_url)
@@ -237,10 +237,10 @@ def _fetch_some(url, partial, have, size, bar):
         if promised is not None and have + int(promised) != size:
             raise UserError(
                 f"{url} offers {have + int(promised)} bytes where LibriSpeech's archive has {size}: "
-                f"it is another file, name another mirror with --mirror."
+                f"this is another file; name another mirror with --mirror."
             )
         bar.n = have
-        with open(partial, "ab" if have else "wb", opener=no_follow) as file:  # _size has checked, but some time ago
+        with open(partial, "ab" if have else "wb", opener=no_follow) as file:  # may be a link since _size looked
             # A body without a length may be endless; md5 will tell whether its first `size` bytes are the archive.
             while have < size and (block := response.read1(min(1 << 20, size - have))):
                 file.write(block)
@@ -263,7 +263,7 @@ def _verify(archive, size, md5, label):
     else:
         what = f"has {found} bytes where {size} are expected"
     archive.unlink()
-    raise UserError(f"{archive} {what}, so it was damaged and is now deleted: run the same command again.")
+    raise UserError(f"{archive} {what}, so it was damaged and is now deleted; run the same command again.")
 
 
 def _check_member(member, archive):
@@ -273,8 +273,8 @@ def _check_member(member, archive):
     deep = len(names) > DEPTH or len(member.name) > 255
     if not (member.isfile() or member.isdir()) or names[0] == "" or ".." in names or drive or deep:
         raise UserError(
-            f"{archive} holds the entry {member.name[:80]!r}, which is not a plain file inside it, a few folders deep: "
-            f"it is not LibriSpeech's archive, so nothing of it was put in place; delete it."
+            f"{archive} holds the entry {member.name[:80]!r}, which is not a plain file inside it, a few folders deep, "
+            f"so it is not LibriSpeech's archive and nothing of it was put in place; delete it."
         )
 
 
@@ -292,7 +292,7 @@ def _unpack(archive, part, to, label):
                 bar.update()
         unpacked = beside / "LibriSpeech" / part
         if not unpacked.is_dir():
-            raise UserError(f"{archive} holds no folder LibriSpeech/{part}: delete it.")
+            raise UserError(f"{archive} holds no folder LibriSpeech/{part}; delete it.")
         (to / "LibriSpeech").mkdir(exist_ok=True)
         for name, path in scan(beside / "LibriSpeech")[1]:  # README.TXT, SPEAKERS.TXT, ...
             os.replace(path, to / "LibriSpeech" / name)
@@ -302,7 +302,7 @@ def _unpack(archive, part, to, label):
         if isinstance(error, UserError) or getattr(error, "errno", None):  # the latter is the disk's
             raise
         raise UserError(
-            f"{archive} cannot be unpacked ({_printable(error)}): delete it and run the same command again."
+            f"{archive} cannot be unpacked ({_printable(error)}); delete it and run the same command again."
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -317,7 +317,7 @@ def main(arguments=None):
     parser.add_argument("--keep-archives", action="store_true", help="do not delete archives after unpacking")
     options = parser.parse_args(arguments)
     try:
-        for part in options.parts:  # a misspelt last part must not wait for the first 23 GB
+        for part in options.parts:  # a misspelt part is found now, not after the 23 GB of the one before it
             if part not in ARCHIVES:
                 raise UserError(f"there is no part {part!r}: choose from {', '.join(ARCHIVES)}.")
         for part in options.parts:

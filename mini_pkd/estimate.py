@@ -1,8 +1,8 @@
 """What a cascade would need, before it is run: `python -m mini_pkd.cascade --dry-run`.
 
 Parameters are exact.  Memory and time are estimates: memory from the arrays that a training keeps, time from the
-floating-point operations of the model (training_flop), counted by hand, over a part of the speed at which this
-machine multiplies matrices just now.
+floating-point operations of the model (training_flop), counted by hand, divided by a part of the speed at which this
+machine multiplies matrices now.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def describe(cascade, jobs):
     fit = frames <= s.max_frames
     frames, words = frames[fit], words[fit]
     if not len(frames):
-        raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames: raise it.")
+        raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames; raise it.")
     labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
     speed = UTILISATION * _matrix_speed()
     lines = [
@@ -65,7 +65,7 @@ def describe(cascade, jobs):
 
 
 def _training_set(cascade, sample=2000):
-    """(frames (n,), words (n,), where that is from) of the training utterances."""
+    """-> (frames (n,), words (n,), where these numbers are from) of the training utterances."""
     with contextlib.suppress(UserError):
         store = FeatureStore(cascade.features("train"))
         return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
@@ -104,7 +104,7 @@ def memory_needed(scale, models, jobs=1):
 
 
 def memory_free():
-    """Bytes that this process may still take, as far as the system tells; None: it does not."""
+    """Bytes that this process may still take; None if the system does not tell."""
     found = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -119,16 +119,16 @@ def memory_free():
 
 
 def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
-    """Raise a UserError before anything is built if the system would end the run in the middle for want of memory.
+    """Raise a UserError if memory would run out in the middle of the run; nothing has been built yet.
 
-    gigabytes: what may be used, if the user knows better than memory_free.
+    gigabytes: what may be used; None: what memory_free says.
     """
     needed, free = memory_needed(scale, models, jobs), memory_free() if gigabytes is None else 1e9 * gigabytes
     if free is not None and needed > free:
         together = min(jobs, len(models))
         who = f"{together} trainings at a time need" if together > 1 else "the largest training needs"
         raise UserError(
-            f"{who} about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: choose smaller sizes, a "
+            f"{who} about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; choose smaller sizes, a "
             f"smaller batch_frames or --jobs, or say with --memory how many GB there are."
         )
 

@@ -6,14 +6,14 @@ integer.  One tree serves all utterances: the prediction network sees labels onl
 the same in each of them.
 
 The hypotheses of several utterances are a ragged batch: utterance b owns the rows first[b] .. first[b+1]-1.  What is
-kept and what is cut is exactly what the readable search keeps and cuts.  Its partner of each kernel here is
+kept and what is cut is exactly what the readable search keeps and cuts.  Each kernel here and its partner there:
 
     log_add         np.logaddexp
     best_first      np.argsort(-values, kind="stable")[:most]
     one_level       the body of its loop over levels, from `extended = {}` to the next `level`
     next_beam       best(finished)
     find_or_make    the keys of its dictionary `predictor`
-    compact         nothing: it forgets no prefix.  Labels are the same before and after
+    compact         no partner, because there no prefix is forgotten; labels are the same before and after
 """
 
 import math

@@ -5,8 +5,8 @@
     compression_figure(runs, experiment=1)      Figure 2; of experiment 2 it is Figure 3
 
 Both return a matplotlib Figure that belongs to no window, or None while there is nothing to draw: save it with
-`.savefig`, or make it the last line of a notebook's cell, after `%matplotlib inline`.  matplotlib is optional and
-therefore imported only where it is used: `draw_figures`, which the report calls, says in one line that it is missing.
+`.savefig`, or make it the last line of a notebook's cell, after `%matplotlib inline`.  matplotlib is optional, and so
+imported only where it is used; without it `draw_figures`, which the report calls, returns a sentence that says so.
 """
 
 import io
@@ -32,7 +32,7 @@ class Section(NamedTuple):
 
     title: str
     caption: str
-    images: list  # of (path, what a reader who cannot see it is told)
+    images: list  # of (path, the picture in words, for readers who cannot see it)
 
 
 def draw_figures(runs, folder):
@@ -68,7 +68,7 @@ def draw_figures(runs, folder):
 
 
 def _title(runs, experiment):
-    return f"Experiment {runs.experiments[experiment - 1].get('number') or experiment}, {runs.first['scale']}"
+    return f"Experiment {experiment}, {runs.first['scale']}"
 
 
 def _spread(runs):

@@ -96,7 +96,7 @@ def _tests_by_pair(results):
 
 
 def _judged(here, untested):
-    """The last six fields of a Finding, from each seed's (difference, low, high, p); `untested`: without any test."""
+    """The last six fields of a Finding, from each seed's (difference, low, high, p); without any, from `untested`."""
     if not here:
         return untested, None, None, None, (0, 0, 0), "not tested"
     wins = sum(high < 0 for _, _, high, _ in here)

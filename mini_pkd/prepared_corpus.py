@@ -1,4 +1,4 @@
-"""A corpus prepared in one call: its vocabulary, its normaliser, and each part as training and decoding want it.
+"""A corpus prepared in one call: its vocabulary, its normaliser, and each part in the form that it is used in.
 
     corpus = prepare_corpus("data_small/numbers", "runs/features", TINY.settings)
     corpus.bpe, corpus.normaliser           of the training set alone
@@ -39,9 +39,9 @@ class Part:
 
     @classmethod
     def encode(cls, store, bpe, max_frames=None, reduction=REDUCTION, strict=False):
-        """-> (Part, problems): utterances with unknown characters or that no lattice can hold are left out and listed.
+        """-> (Part, problems); an utterance with unknown characters, too long or too short, is left out and a Problem.
 
-        strict: a transcript with unknown characters raises.
+        strict: a transcript with unknown characters is a UserError.
         """
         targets, spelled, problems = [], [], []
         for i, text in enumerate(store.texts):
@@ -52,14 +52,14 @@ class Part:
                 targets.append(None)
                 problems.append(Problem(store.ids[i], str(error)))
         if strict and problems:
-            raise UserError(f"utterance {problems[0]} (leave out --strict to skip and list it).")
+            raise UserError(f"utterance {problems[0]}; leave out --strict to skip and list it.")
         lengths = np.asarray(store.lengths)[spelled]
         label_lengths, ids = [len(targets[i]) for i in spelled], [store.ids[i] for i in spelled]
         kept, misfits = usable_utterances(lengths, label_lengths, reduction, max_frames, ids)
         problems += misfits
         if not kept:
             raise UserError(
-                f"no utterance in {store.folder} can be used; the first problem is {problems[0]}: "
+                f"no utterance in {store.folder} can be used (the first problem is {problems[0]}); "
                 f"check transcripts, or raise max_frames."
             )
         kept = np.array(spelled, dtype=np.int64)[kept]
@@ -94,7 +94,7 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
     settings    Settings: vocab_size, max_frames and feature_type are read here
     make_bpe    training utterances -> BPE; by default a new one is trained
     strict      the first utterance that cannot be used is a UserError, not a Problem
-    say         is called with a sentence about what the corpus lacks, and one about what it has
+    say         prints a sentence: what the corpus lacks, and what it has
     """
     found = find_parts(data)
     missing = missing_roles(found)
@@ -129,7 +129,7 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
     for role in ("train", "dev"):
         parts[role], bad = Part.encode(stores[role], bpe, settings.max_frames, reduction, strict)
         problems += [Problem(f"{role} {p.where}", p.reason) for p in bad]
-    # Test sets keep every utterance: characters that no model can write are errors of all models alike.
+    # Test sets keep every utterance: a character that is not in the vocabulary is an error of every model.
     tests = {role: stores[role] for role in TEST_SETS if role in stores}
     if say:
         hours = ", ".join(f"{role} {store.num_rows / 360000:.2f} h" for role, store in stores.items())
@@ -142,18 +142,18 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
 def features_folder(features, data, role, feature_type):
     """The folder of a part's features, shared by all runs that want the same.
 
-    Two corpora of one name keep apart, and so do two types: their runs would overwrite each other's features.
+    Two corpora of the same name have two folders, and so have two types, or runs would overwrite each other's features.
     """
     digest = hashlib.sha256(os.fsencode(os.path.realpath(data))).hexdigest()[:8]
     return Path(features) / f"{corpus_name(data)}-{role}-{feature_type}-{digest}"
 
 
 def corpus_name(data):
-    """What a corpus is called in a run's files.  realpath, unlike Path.resolve, takes a loop of links for a name."""
+    """What a corpus is called in a run's files.  (A loop of links is an error in Path.resolve, but not in realpath.)"""
     return printable(os.path.basename(os.path.realpath(data)))
 
 
 def default_data(relative):
-    """data_small/ stands beside the package in a clone; otherwise look from where the user is."""
+    """In a clone, data_small/ stands beside the package; otherwise the path starts from the current folder."""
     beside = REPOSITORY / relative
     return beside if beside.is_dir() else Path(relative)

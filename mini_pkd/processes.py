@@ -4,8 +4,8 @@ Small models do not keep many cores busy: a step has hundreds of short kernels, 
 threads costs more than it gains.  But most models of a table do not depend on each other, so several are trained at a
 time (`--jobs`), each with its share of the cores.
 
-A process of one model is the same command again, with `--only MODEL --slot N`.  Ctrl-C reaches the parent alone, which
-asks its processes to stop with SIGTERM.  When the parent is gone, however it went, they end as well.
+A process that trains one model is the same command again, with `--only MODEL --slot N`.  Ctrl-C reaches the parent
+alone, which then sends its processes a SIGTERM.  When the parent ends, for whatever reason, they end as well.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from . import UserError, ctrl_c_is_for_us
 from .stop_signal import Interrupted
 from .threads import usable_cores
 
-ROLES = ("teacher", "progressive", "direct", "baseline")  # students who teach others must not wait behind a baseline
+ROLES = ("teacher", "progressive", "direct", "baseline")  # in this order: first the models that others wait for
 
 
 def default_jobs(scale):
@@ -29,9 +29,9 @@ def default_jobs(scale):
 
 @contextlib.contextmanager
 def sigterm_is_ctrl_c():
-    """SIGTERM while features are made ends the command as Ctrl-C does, not with a bare exit status."""
+    """SIGTERM while features are made ends the command as Ctrl-C does, with a sentence."""
     before = None
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
+    with contextlib.suppress(ValueError):  # outside of the main thread Python sets no signal handlers
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -41,9 +41,9 @@ def sigterm_is_ctrl_c():
 
 
 def end_with_parent():
-    """A process that trains one model must not outlive the command: the next one would train it too.
+    """A process that trains one model must not outlive its parent: the next command would train the same model.
 
-    The parent holds the other end of our stdin, and so an end of file means that it is gone, however it went.
+    The parent holds the other end of our stdin, so an end of file means that the parent has ended.
     """
 
     def follow():
@@ -59,8 +59,8 @@ def train_side_by_side(models, jobs, words, stop, finished, when_finished, say):
 
     words          arguments of `python -m mini_pkd.cascade` that every process gets
     stop           StopSignal
-    finished       function of a model's name: does it have its result?
-    when_finished  is called whenever one more has it
+    finished       function of a model's name: is its result there?
+    when_finished  is called after each model that has finished
     say            prints a sentence
     """
     waiting = sorted(models, key=lambda model: ROLES.index(model.role))
@@ -85,10 +85,10 @@ def train_side_by_side(models, jobs, words, stop, finished, when_finished, say):
                 if finished(name):
                     when_finished()
                 elif not stop.raised:
-                    say(f"{name}: ended early; what is being trained is finished first")
+                    say(f"{name}: ended early; the models in training are finished first")
                     if process.returncode in (0, 1, 2):
                         failed.append(name)
-                    else:  # by a signal, or it was asked to stop as we are, but by somebody else
+                    else:  # a signal ended it, or somebody else sent it the SIGTERM that asks it to stop
                         killed[name] = -process.returncode if process.returncode < 0 else signal.SIGTERM
     if stop.raised:
         raise Interrupted
@@ -99,7 +99,7 @@ def train_side_by_side(models, jobs, words, stop, finished, when_finished, say):
 def _start(words, jobs):
     threads = str(max(1, usable_cores() // jobs))
     environment = os.environ | {name: threads for name in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
-    with ctrl_c_is_for_us():  # what we want of the process it hears as SIGTERM
+    with ctrl_c_is_for_us():  # the process hears of it by our SIGTERM
         return subprocess.Popen(
             [sys.executable, "-m", "mini_pkd.cascade", *map(str, words)],
             env=environment,
@@ -115,4 +115,4 @@ def _reasons(failed, killed):
             f"training of {name} was ended from outside (signal {number}, {signal.strsignal(number)}): "
             f"give the same command again{less}"
         )
-    return "; ".join(reasons) + "; it continues where it was last saved, finished models are kept."
+    return "; ".join(reasons) + "; training continues where it was last saved, and finished models are kept."

@@ -3,19 +3,16 @@
     python -m mini_pkd.report runs/small                     one run: 95 % bootstrap intervals
     python -m mini_pkd.report runs/small-0 runs/small-1 ...  the same run with several seeds: means and ranges
 
-It reads numbers and writes text: nothing is trained or decoded here, so it may run at any time, also while
-the cascade is still busy.  A number that is not there yet appears as "-".  Rates are fractions in the file and per
-cent in the report.  Two definitions:
+Table 1 has one group of rows for each stage of the cascade: the progressive student, the direct one of the same size,
+and the baseline of that size, which had no teacher.  Does the detour over intermediate teachers pay?  Table 2 has
+direct students only, smaller and smaller, each above its baseline: how far does one stage carry?
 
     compression     = 1 - parameters / parameters of T1
     relative change = (WER - WER of the reference) / WER of the reference        negative: better
 
-With several seeds, a cell is the mean over the seeds that have the model, and a relative change is taken
-between two such means.
-
-What the paper asks is answered by which rows stand next to each other.  Table 1 has one group for each stage of the
-cascade: the progressive student, the direct one of the same size, and the baseline of that size that had no teacher.
-Table 2 has direct students only, smaller and smaller, each above its baseline: how far does one stage carry?
+Rates are fractions in the file and per cent in the report.  With several seeds, a cell is the mean over the seeds that
+have the model, and a relative change is taken between two means.  Nothing is trained or decoded here, so a report may
+be written while the cascade is still busy; a number that is not there yet appears as "-".
 
 How cells are written is in tables.py, who beats whom in findings.py, the drawing in figures.py.
 """
@@ -37,42 +34,36 @@ def table1(runs, compact=False):
     `compact` is for terminals: short headers, and the SER of all test sets in one column.
     """
     rows = [["", *model_cells(runs, "T1", "teacher", None, None, compact)]]
-    for experiment in runs.experiments:
+    for number, experiment in enumerate(runs.experiments, start=1):
         for i, stage in enumerate(experiment["stages"], start=1):
-            where = f"{experiment.get('number') or '?'}.{stage.get('stage') or i}"
             progressive, direct, baseline = stage["progressive"], stage["direct"], stage["baseline"]
             models = [(progressive, "progressive", stage["teacher"], baseline), (direct, "direct", "T1", baseline)]
             if progressive == direct:  # first stage: the progressive student is taught by T1 itself
-                models = [(progressive, "prog. = direct", stage["teacher"], baseline)]
+                models = [(progressive, "prog. = direct", "T1", baseline)]
             for model in [*models, (baseline, "baseline", None, None)]:
-                rows.append([where, *model_cells(runs, *model, compact)])
+                rows.append([f"{number}.{i}", *model_cells(runs, *model, compact)])
     return ["stage", *model_header(runs, compact)], rows
 
 
 def table2(runs):
-    """(header, rows): one stage from T1, at higher and higher compression, each with its baseline."""
-    baselines = {stage["direct"]: stage["baseline"] for stage in runs.stages}
-    ladder = runs.first.get("ladder")
-    if ladder is None:
-        known = [name for name in baselines if runs.compression(name) is not None]
-        ladder = sorted(known, key=runs.compression)
-    rungs = [(r["student"], r["baseline"]) if isinstance(r, dict) else (r, baselines.get(r)) for r in ladder]
+    """(header, rows): the direct students at higher and higher compression, each with its baseline."""
+
+    def compression(pair):
+        known = [c for c in map(runs.compression, pair) if c is not None]  # the two models have the same size
+        return known[0] if known else 1  # not there yet: last
+
     rows = [model_cells(runs, "T1", "teacher", None, None)]
-    for name, baseline in rungs:
-        rows.append(model_cells(runs, name, "direct", "T1", baseline))
-        if baseline:
-            rows.append(model_cells(runs, baseline, "baseline", None, None))
+    for direct, baseline in sorted(((s["direct"], s["baseline"]) for s in runs.stages), key=compression):
+        rows.append(model_cells(runs, direct, "direct", "T1", baseline))
+        rows.append(model_cells(runs, baseline, "baseline", None, None))
     return model_header(runs), rows
 
 
-# --- the whole report ----------------------------------------------------------------------------
+# --- the whole report -----------------------------------------------------------------------------
 
 
 def write_report(folders, out=None):
-    """results.json of each folder -> out/report.md and figures beside it; returns Table 1 for the terminal.
-
-    `out` is the first folder unless told otherwise.
-    """
+    """results.json of each folder -> report.md and figures in `out`, by default the first folder; returns Table 1."""
     runs = Runs([read_results(folder) for folder in folders])
     out = Path(out) if out is not None else results_path(folders[0]).parent
     figures, remark = draw_figures(runs, out)
@@ -84,11 +75,10 @@ def write_report(folders, out=None):
 
 
 def report_text(runs, figures=(), remark=None):
-    """The whole of report.md; figures and remark as draw_figures returns them."""
+    """report.md; figures (title, caption, images) and the remark why there are none come from draw_figures."""
     found = findings(runs)
     parts = [f"# {runs.first['scale']}: multi-stage progressive compression of a conformer transducer", _facts(runs)]
-    missing = [name for name in runs.names() if not runs.finished(name)]
-    if missing:
+    if missing := [name for name in runs.names() if not runs.finished(name)]:
         parts.append(f'Not there yet, shown as "{DASH}": {", ".join(missing)}.')
     spread = "in parentheses the range of the seeds" if runs.several else "in brackets 95 % bootstrap intervals"
     caption = (
@@ -115,13 +105,13 @@ def report_text(runs, figures=(), remark=None):
 
 
 def _facts(runs):
-    """Seed, command, machine, time: what somebody needs to run it again."""
+    """Seed, command, machine, time: what it takes to run this again."""
     seeds = f"mean over {len(runs.seeds)} seeds ({', '.join(map(str, runs.seeds))})"
     facts = [seeds if runs.several else f"seed {runs.first['seed']}"]
-    for key, text in (("command", "`{}`"), ("machine", "{}")):
-        if runs.first.get(key):  # a command may name a path that is not UTF-8, and the report is UTF-8
+    for key, quote in (("command", "`"), ("machine", "")):
+        if runs.first.get(key):  # a command may name a path that is no valid UTF-8, but report.md is UTF-8
             line = " ".join(runs.first[key].split()).encode("utf-8", "backslashreplace").decode("utf-8")
-            facts.append(text.format(line))
+            facts.append(f"{quote}{line}{quote}")
     times = [r["seconds"] for r in runs.results if r.get("seconds") is not None]
     if times:
         whose = "all models of all seeds" if runs.several else "all models"
@@ -130,15 +120,15 @@ def _facts(runs):
 
 
 def _verdicts(runs, found):
-    """The findings as a list of sentences, and before them the rule by which they were judged."""
+    """The rule by which the findings were judged, and then the findings, one sentence each."""
     tested = [f for f in found if f.verdict != "not tested"]
     if tested:
         rule = "in the majority of the seeds, and in none the opposite" if runs.several else "for this one seed"
         yield (
-            f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of "
-            f"their WERs leaves out zero {rule}; else it is within noise. There are {len(tested)} comparisons; "
-            "one in twenty would look like a difference by chance alone, and the intervals know the chance of "
-            "the test set, not that of another training run."
+            f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
+            f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "
+            "one in twenty would look like a difference by chance alone. The intervals cover the luck of the test set, "
+            "not that of the training: another seed would give other models."
         )
     yield "\n".join(f"- {f.sentence()}" for f in found) or "No two models to compare yet."
 

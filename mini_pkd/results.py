@@ -1,10 +1,10 @@
 """Finished runs as numbers: `results.json` of one run, or of the same run with several seeds.
 
     runs = Runs([read_results("runs/small-0"), read_results("runs/small-1")])
-    runs.mean("S3", "wer", "test-clean")                a fraction, or None: no run has it yet
+    runs.mean("S3", "wer", "test-clean")                a fraction, or None if no run has it yet
 
-The files are read and checked once, here; tables, findings and figures ask a `Runs` and never a file.  A model that is
-not there yet is no error, because a report may be asked for while the cascade is still busy.
+The files are read and checked once, here; tables, findings and figures ask a `Runs` and never a file.  A model may be
+missing, because a report may be asked for while the cascade is still busy.
 """
 
 import math
@@ -24,13 +24,6 @@ RATE = Leaf("a rate, such as 0.08,", lambda value: AMOUNT.fits(value) or value =
 DIFFERENCE = Leaf("a number", lambda value: isinstance(value, float) or between(-1e15, 1e15).fits(value))
 INTERVAL = Leaf(
     "a pair of rates", lambda value: isinstance(value, list) and len(value) == 2 and all(map(RATE.fits, value))
-)
-RUNG = Leaf(
-    "a student, or a student and its baseline,",
-    lambda value: (
-        WORD.fits(value)
-        or (isinstance(value, dict) and WORD.fits(value.get("student")) and WORD.fits(value.get("baseline")))
-    ),
 )
 RESULTS = {
     "scale": WORD,
@@ -53,7 +46,6 @@ RESULTS = {
             "stages": [{"stage?": COUNT, "teacher": WORD, "progressive": WORD, "direct": WORD, "baseline": WORD}],
         }
     ],
-    "ladder?": [RUNG],
     "paired?": [
         {"a": WORD, "b": WORD, "set": WORD, "difference": DIFFERENCE, "low": DIFFERENCE, "high": DIFFERENCE, "p?": RATE}
     ],

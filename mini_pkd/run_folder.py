@@ -1,6 +1,6 @@
 """The files of a run, and how they are read again: a run can be stopped at any instant and is continued from these.
 
-    config.json             the resolved settings: a folder belongs to one of them; and what changed on the way
+    config.json             all settings of the run, which must not change, and the history of the few that may
     vocabulary.json         the BPE
     skipped.txt             utterances that were left out, and why
     <MODEL>/training.npz    the state of a training that has not ended (training_state.py)
@@ -23,7 +23,6 @@ from .model_file import load_model
 from .prepared_corpus import TEST_SETS
 from .records import COUNT, WORD, Each, Leaf, between, read_record
 from .threads import usable_cores
-from .transducer import count_parameters
 
 AMOUNT = between(0, 1e15)
 
@@ -61,12 +60,12 @@ RESULT = {
 }
 
 SETTING = Leaf("a text, a number or null", lambda value: value is None or isinstance(value, str | int | float))
-ANYTHING = Leaf("anything", lambda value: True)  # is compared as a whole, and not kept
+ANYTHING = Leaf("anything", lambda value: True)  # a list: compared as a whole
 HISTORY = [{"before": Each(SETTING), "trained": [WORD]}]
 
 
 def about_model(model):
-    """What a result says of its model that does not depend on training."""
+    """What result.json says of a model before any training."""
     return {
         "name": model.name,
         "role": model.role,
@@ -78,7 +77,7 @@ def about_model(model):
 
 
 class RunFolder:
-    """The folder of one run of a scale, with a seed, on a corpus of that name."""
+    """The folder of one run: a scale, a seed, the name of a corpus."""
 
     def __init__(self, path, scale, seed, corpus):
         self.path, self.scale, self.seed, self.corpus = Path(path), scale, seed, corpus
@@ -110,7 +109,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror
-            raise UserError(f"the run folder {self.path} cannot be made ({reason}): choose another --out.") from None
+            raise UserError(f"the run folder {self.path} cannot be made ({reason}); choose another --out.") from None
         return only_process(self.path, "is training")
 
     # --- config.json ------------------------------------------------------------------------------
@@ -119,10 +118,10 @@ class RunFolder:
         return json.loads(json.dumps({"seed": self.seed, "data": self.corpus, **self.scale.as_dict()}))
 
     def updated_config(self, say=lambda sentence: None):
-        """What config.json should be from now on; None: as it is.
+        """The new content of config.json; None: it need not be written.
 
-        A folder belongs to one configuration, but for what may change on the way: mixing two would make a table of
-        neither.
+        All models of a table must have the same settings; other ones than the folder's are refused here, except those
+        that may change.
         """
         path, config = self.path / "config.json", self.config()
         if not path.exists():
@@ -138,13 +137,13 @@ class RunFolder:
         old_rate, new_rate = different.get("settings.peak_rate"), self.scale.settings.peak_rate
         if untrained and isinstance(old_rate, int | float) and old_rate > new_rate:
             may_change.add("settings.peak_rate")
-        words = []  # as one would give them
+        words = []  # the different settings, as they are typed
         for key in [key for key in different if key not in may_change][:4]:
             value = f"={different[key]!r:.30}" if isinstance(different[key], int | float | str) else ""
             words.append(key.removeprefix("settings.").removeprefix("sizes.") + value)
         if words:
             raise UserError(
-                f"{self.path} holds a run with other settings ({', '.join(words)}): give those, choose another --out, "
+                f"{self.path} holds a run with other settings ({', '.join(words)}); give those, choose another --out, "
                 f"or delete that folder."
             )
         if not different:
@@ -168,7 +167,7 @@ class RunFolder:
     def vocabulary(self, utterances, progress=False):
         """The run's BPE, from its file or from the training set.
 
-        The folder is claimed here, because what can be wrong with settings and data is known by now.
+        config.json is written here, not earlier: by now settings and data are known to be usable.
         """
         path = self.path / "vocabulary.json"
         known = path.exists()
@@ -188,14 +187,14 @@ class RunFolder:
         if bpe != self.bpe:
             raise UserError(
                 f"{path} has another vocabulary than this run ({bpe.fingerprint()}, not "
-                f"{self.bpe.fingerprint()}): teacher and student must share one, train {name} again."
+                f"{self.bpe.fingerprint()}), and teacher and student must share one; train {name} again."
             )
         if network.config != self.scale.sizes[self.models[name].size].config(bpe.size) or "training" not in about:
-            raise UserError(f"{path} is not the {name} of this run: delete the folder {path.parent}.")
+            raise UserError(f"{path} is not the {name} of this run; delete the folder {path.parent}.")
         return network, about
 
     def check_files(self, models):
-        """Damage in the files that these models will need is better found now than after hours."""
+        """Read the files that these models will need, because damage is better found now than after hours."""
         path = self.path / "vocabulary.json"
         if not path.exists():
             return
@@ -210,7 +209,7 @@ class RunFolder:
     # --- results ----------------------------------------------------------------------------------
 
     def read_result(self, name):
-        """The content of a model's result.json, which may have been edited."""
+        """The content of a model's result.json, checked, because somebody may have edited it."""
         path, advice = self.result_file(name), f"delete it, and the same command scores {name} again"
         result = read_record(path, RESULT, advice)
         facts, test_sets = about_model(self.models[name]), result["wer"].keys()
@@ -249,22 +248,11 @@ class RunFolder:
                 }
                 for number, stages in enumerate(self.scale.experiments, start=1)
             ],
-            "ladder": self._ladder(),
             "models": models,
             "paired": paired_tests(list(size)),
         }  # fmt: skip
         _write_json(self.path / "results.json", results)
         return results
-
-    def _ladder(self):
-        """Table 2: students straight from T1, by falling size, each with the baseline of its size."""
-        rows = [
-            {"student": s.direct, "baseline": s.baseline, "size": s.size}
-            for stages in self.scale.experiments
-            for s in stages
-        ]
-        symbols = self.scale.settings.vocab_size
-        return sorted(rows, key=lambda row: -count_parameters(self.scale.sizes[row["size"]].config(symbols)))
 
 
 def machine():

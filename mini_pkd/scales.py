@@ -1,12 +1,12 @@
 """tiny, small, full: three complete descriptions of the same pipeline.
 
-Everything that the paper leaves open is decided here, in one place, and is our choice, not theirs: the
-students' widths and depths, windows, the optimiser's schedule, epochs, the form of the mixed loss.  From the
-paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 10026 symbols, dropout 0.1,
-alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the sizes and the order of the cascade.
+From the paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 10026 symbols, dropout 0.1,
+alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the students' numbers of parameters, and who
+teaches whom.  Everything else is our choice and is made here, in one place: the students' widths and depths, windows,
+the optimiser's schedule, epochs, the form of the mixed loss.
 
-A setting can be changed on the command line by its name, `epochs=3`, and one model size's by size and
-name, `T1.width=96`: command_line.py reads these, and says which values a setting may have.
+On the command line a setting is changed by its name, `epochs=3`, and a number of a size by both names, `T1.width=96`;
+command_line.py reads these, and says which values each may have.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from .transducer import TransducerConfig, count_parameters
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model: what it costs, and what it can hold."""
+    """The shape of a network, all but its number of symbols."""
 
-    blocks: int  # of the encoder
-    width: int  # of its rows
-    heads: int
+    blocks: int  # conformer blocks of the encoder
+    width: int  # D, of the encoder's rows
+    heads: int  # of attention
     window: int  # rows that attention sees, the present one included
     kernel: int  # rows that the convolution sees, likewise
     expansion: int  # of the feed-forward modules: hidden width over width
-    joint_width: int  # of the joint network and so of the tied symbol table
+    joint_width: int  # J, of the joint network and so of the tied symbol table
     lstm_layers: int
     lstm_width: int
 
@@ -46,34 +46,33 @@ class Size:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of Table 1: three models of one size.
+    """One stage of the cascade, by names: three models of one size.
 
-    The progressive student learns from `teacher`, the direct one from T1, the baseline from nobody.  In a first stage
-    the teacher is T1; there progressive == direct, one model for two columns.
+    In the first stage of an experiment the teacher is T1, and so the progressive and the direct student are the same.
     """
 
     size: str
-    teacher: str
+    teacher: str  # of the progressive student
     progressive: str
-    direct: str
-    baseline: str
+    direct: str  # taught by T1
+    baseline: str  # taught by nobody
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model to train: its size, and who teaches it (None: nobody)."""
+    """One model to train."""
 
     name: str
     size: str
-    teacher: str | None
+    teacher: str | None  # None: a model that nobody teaches
     role: str  # teacher | progressive | direct | baseline
-    experiment: tuple[int, ...]
-    stage: int
+    experiment: tuple[int, ...]  # numbers of the experiments it is part of: T1 of all, the others of one
+    stage: int  # of its experiment; 0 for T1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every number of a run but for the sizes: the same for all models, and fixed from the run's start."""
+    """Every number of a run but for the sizes: the same for all models of the run."""
 
     data: str  # corpus folder when --data is not given, relative to the repository
     vocab_size: int  # symbols V, the blank included
@@ -84,11 +83,11 @@ class Settings:
     peak_rate: float  # learning rate at the end of the warm-up
     warmup_steps: int  # steps in which the learning rate grows from 0 to its peak
     floor_rate: float = 0.0  # last learning rate over the peak
-    clip: float = 5.0  # largest norm of a gradient; a larger one is scaled down to it
+    clip: float = 5.0  # largest norm of a gradient; a larger gradient is scaled down to it
     dropout: float = 0.1  # share of elements that are set to 0
     alpha: float = 0.02  # weight of the KL, summed over the lattice
-    temperature: float = 1.0  # divides both networks' logits in the KL: above 1, teachers sound less sure
-    kl: str = "full"  # over all symbols; collapsed: over blank, next label, the rest
+    temperature: float = 1.0  # divides both networks' logits in the KL: above 1 both are less sure
+    kl: str = "full"  # full: over all symbols | collapsed: over blank, next label, the rest
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
     max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time
@@ -112,7 +111,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Scale:
-    """A named whole: settings, sizes by name, and the experiments as lists of stages."""
+    """All of a run: its settings, its sizes by name, and its experiments as lists of stages."""
 
     name: str
     settings: Settings
@@ -124,14 +123,13 @@ class Scale:
         found = {"T1": Model("T1", "T1", None, "teacher", tuple(range(1, len(self.experiments) + 1)), 0)}
         for number, stages in enumerate(self.experiments, start=1):
             for i, stage in enumerate(stages, start=1):
-                students = [
-                    (stage.progressive, stage.teacher, "progressive"),
-                    (stage.baseline, None, "baseline"),
-                ]
-                if stage.direct != stage.progressive:
-                    students.insert(0, (stage.direct, "T1", "direct"))
-                for name, teacher, role in students:
-                    found.setdefault(name, Model(name, stage.size, teacher, role, (number,), i))
+                students = {  # where the progressive student is the direct one, the second line takes its place
+                    stage.direct: ("T1", "direct"),
+                    stage.progressive: (stage.teacher, "progressive"),
+                    stage.baseline: (None, "baseline"),
+                }
+                for name, (teacher, role) in students.items():
+                    found[name] = Model(name, stage.size, teacher, role, (number,), i)
         return list(found.values())
 
     def override(self, assignments):
@@ -144,6 +142,8 @@ class Scale:
 
 # --- the paper's cascade, and three sizes of it ---------------------------------------------------
 
+# A size is named after the millions of parameters that it has in the paper.
+# size, teacher, progressive, direct, baseline
 EXPERIMENT_1 = (
     Stage("79", "T1", "S1", "S1", "B1"),
     Stage("61", "S1", "S3", "S2", "B2"),
@@ -154,9 +154,8 @@ EXPERIMENT_2 = (
     Stage("24", "S6", "S8", "S7", "B5"),
 )
 
+# blocks, width, heads, window, kernel, expansion, joint_width, lstm_layers, lstm_width
 # fmt: off
-# Sizes are named after the paper's millions of parameters:
-#   blocks, width, heads, window, kernel, expansion, joint_width, lstm_layers, lstm_width
 TINY = Scale(
     "tiny",
     Settings(

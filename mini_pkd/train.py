@@ -6,12 +6,12 @@
 The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.  Test sets
 are never used here.
 
-Whatever is random is drawn from generator(seed, model, what, when): batches from the epoch, masks from
-(epoch, utterance), dropout from the step.  History plays no part, so a run that was killed and continued ends in the
-same bits as one that was not (for one number of threads: BLAS and reductions may round differently for another).
+All random numbers are functions of (seed, model, what, when): batches of the epoch, masks of epoch and utterance,
+dropout of the step.  What was drawn before does not matter, so a run that was killed and continued ends in the same
+bits as one that was not, with the same number of threads (with another, sums may be rounded differently).
 
-Left out: what a stopped training must remember, and when one counts as diverged (training_state.py); where batches
-with labels come from (`Part` in prepared_corpus.py).
+Left out: what a stopped training must remember, and when it has diverged (training_state.py); where batches with
+labels come from (`Part` in prepared_corpus.py).
 """
 
 import functools
@@ -39,7 +39,7 @@ from .training_state import TrainingState
 
 
 def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
-    """-> (loss Tensor, RNN-T per utterance (B,), KL per utterance (B,)), the loss being the batch's mean."""
+    """-> (loss Tensor, the mean over the batch; its parts for each utterance: RNN-T loss (B,) and KL (B,))."""
     student, lengths = model.lattice_inputs(batch, features, dropout)
     keep_bytes = settings.keep_mb * 2**20
     if teacher is None:
@@ -48,7 +48,7 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     with no_grad():
         taught, teacher_lengths = teacher.lattice_inputs(batch, features)
     if not np.array_equal(lengths, teacher_lengths):
-        raise UserError("teacher and student have different frame rates: distil between equal reductions.")
+        raise UserError("teacher and student have different frame rates; give both the same reduction.")
     return distillation_loss(
         student, tuple(t.data for t in taught), batch.labels, lengths, batch.label_lengths,
         alpha=settings.alpha, temperature=settings.temperature, kind=settings.kl, mixing=settings.mixing,
@@ -57,10 +57,10 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
 
 
 def train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step):
-    """One update -> means of loss, RNN-T and KL over the batch, and the norm of the gradient.
+    """One update -> (loss, RNN-T and KL, means over the batch; norm of the gradient).
 
     None if the loss or its gradient is not finite: then no weight was changed.
-    draw: (what, *when) -> the generator of these random numbers
+    `draw(what, *when)` is the generator of these random numbers.
     """
     masks = [draw("masks", epoch, i) for i in batch.ids]
     features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment())
@@ -79,7 +79,7 @@ def train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step):
 
 
 def evaluate(model, part, bpe, settings):
-    """Mean RNN-T loss per utterance, and greedy WER, over a dev set; both inf when a loss is not finite."""
+    """-> (mean RNN-T loss per utterance, greedy WER) of a dev set; both are inf when a loss is not finite."""
     losses, references, hypotheses = [], {}, {}
     for indices in part.batches(settings.batch_frames, 32, shuffle=False):
         batch = part.batch(indices)
@@ -103,18 +103,18 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     """Train `model` in place to its best dev weights; returns {"updates", "seconds", "best_dev_wer", ...}.
 
     folder    gets training.npz (the state, replaced now and then) and log.csv (a line per epoch)
-    name      of the model: with `seed`, what its random numbers are drawn from
+    name      of the model; `seed` and `name` decide its random numbers
     teacher   a Transducer over the same symbols, or None
+    stop      a StopSignal; once it is raised, the state is saved and Interrupted is raised
     slot      the line of the progress bar, when several models train side by side
-    stop      a StopSignal; when its flag is up, the state is saved and Interrupted is raised
-    Raises Diverged when several losses or gradients in a row were not finite, and again until the rate changes.
+    Raises Diverged when several losses or gradients in a row are not finite; only another peak_rate leads on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if teacher is not None and teacher.config.symbols != model.config.symbols:
+    symbols = model.config.symbols
+    if teacher is not None and teacher.config.symbols != symbols:
         raise UserError(
-            f"the teacher of {name} knows {teacher.config.symbols} symbols and the student "
-            f"{model.config.symbols}: distillation needs one vocabulary."
+            f"{name} has {symbols} symbols and its teacher {teacher.config.symbols}; give both one vocabulary."
         )
     epoch_batches = [
         train_part.batches(
@@ -128,14 +128,14 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     adam = Adam(model, settings.clip)
     state = TrainingState(adam, folder, name, settings.peak_rate)
     state.restore()
-    keep_freed_memory()  # from here on: what Adam has copied into its own buffers should go back to the system
+    keep_freed_memory()  # only now: the memory whose contents Adam has copied may go back to the system
     bar = tqdm(
         total=total, initial=state.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
     )  # fmt: skip
     with bar:
         for epoch in range(state.epoch, settings.epochs):
-            for indices in epoch_batches[epoch][state.done_in_epoch :]:
+            for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
                 step = state.step + 1
                 rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
                 means = train_step(model, teacher, train_part.batch(indices), adam, rate, settings, draw, epoch, step)
@@ -159,38 +159,32 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
 
 
 def demo():
-    """Eight invented utterances, thirty steps.  A word is eight frames of one pattern, so there is little to learn."""
+    """Eight invented utterances, thirty steps.  A word is eight frames of one pattern, with a little noise."""
     import dataclasses
     import tempfile
 
     from .bpe import BPE
     from .prepared_corpus import Part
-    from .scales import TINY, Size
+    from .scales import TINY
     from .transducer import Transducer
 
     rng = generator(0, "demo")
     patterns = {word: rng.standard_normal((1, 40)) for word in ("RED", "GREEN", "BLUE")}
 
-    class Invented:
-        """What a Part needs of a feature store."""
-
-        texts = ["RED", "GREEN", "BLUE", "RED GREEN", "GREEN RED", "BLUE RED", "GREEN BLUE", "RED GREEN BLUE"]
-        ids = [f"utterance {i}" for i in range(len(texts))]
+    class Invented(list):  # the feature rows of each utterance, and what else a Part needs of a feature store
+        texts = ids = ["RED", "GREEN", "BLUE", "RED GREEN", "GREEN RED", "BLUE RED", "GREEN BLUE", "RED GREEN BLUE"]
         lengths = np.array([8 * len(text.split()) for text in texts])
 
-        def __getitem__(self, i):
-            rows = np.concatenate([patterns[word].repeat(8, axis=0) for word in self.texts[i].split()])
-            return (rows + 0.1 * generator(i, "noise").standard_normal(rows.shape)).astype(np.float32)
-
-    store, bpe = Invented(), BPE.train(dict.fromkeys(patterns, 1), vocab_size=40)
+    store = Invented()
+    for text in store.texts:
+        rows = np.concatenate([patterns[word].repeat(8, axis=0) for word in text.split()])  # (T, F)
+        store.append((rows + 0.1 * rng.standard_normal(rows.shape)).astype(np.float32))
+    bpe = BPE.train(dict.fromkeys(patterns, 1), vocab_size=40)
     part, _ = Part.encode(store, bpe)
+    schedule = {"epochs": 30, "dev_every": 30, "peak_rate": 0.01, "warmup_steps": 5}
     nothing_hidden = {"dropout": 0.0, "time_masks": 0, "freq_masks": 0, "max_warp_fraction": 0.0}
-    settings = dataclasses.replace(
-        TINY.settings, epochs=30, dev_every=30, peak_rate=0.01, warmup_steps=5, **nothing_hidden
-    )
-    size = Size(
-        blocks=3, width=48, heads=4, window=8, kernel=4, expansion=2, joint_width=64, lstm_layers=1, lstm_width=48
-    )
+    settings = dataclasses.replace(TINY.settings, **schedule, **nothing_hidden)
+    size = dataclasses.replace(TINY.sizes["61"], width=48, window=8, kernel=4, joint_width=64)
     model = Transducer(size.config(bpe.size), generator(0, "weights"))
     print(f"{model.num_parameters()} parameters; loss before {evaluate(model, part, bpe, settings)[0]:.2f}")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
 """What one training must remember, to be stopped at any instant and end in the same bits: training.npz and log.csv.
 
-Everything random is drawn from (seed, model, epoch, step, utterance), so history plays no part: the weights, Adam's two
-moments, the best weights so far and a few counters are the whole state.
+Random numbers are functions of (seed, model, epoch, step, utterance), so no generator needs to be saved: the weights,
+Adam's two moments, the best weights so far and a few counters are the whole state.
 
-A step whose loss or gradient is not finite changes no weights.  After MAX_BAD_STEPS of them in a row, or where even
-the dev loss is not finite, the weights may be beyond repair although each of them still is a number.  Then the
-training has diverged: it stops, and goes on only with another peak rate, from its best weights so far, which had a
-finite dev loss.  From which step on which rate was used stands in the checkpoint, the log and the results.
+A step whose loss or gradient is not finite changes no weights.  After MAX_BAD_STEPS of them in a row, or when even the
+dev loss is not finite, the weights may be beyond repair although each of them is still a number.  Then the training
+has diverged: it stops, and goes on only with another peak rate, from its best weights so far, which had a finite dev
+loss.  The checkpoint, the log and the results say which rate was used from which step on.
 """
 
 import math
@@ -25,7 +25,7 @@ LOG_COLUMNS = (
 
 
 class Diverged(UserError):
-    """A training came to numbers that are not finite and needs a lower rate to go on."""
+    """A training has reached numbers that are not finite, and needs a lower rate to go on."""
 
 
 class TrainingState:
@@ -70,7 +70,7 @@ class TrainingState:
         self.save()
         raise Diverged(
             f"{self.name} has diverged: at step {self.step} the loss or its gradient was not finite, {MAX_BAD_STEPS} "
-            f"times in a row or on the dev set: lower peak_rate, and it goes on from its best weights so far"
+            f"times in a row or on the dev set; lower peak_rate, and it goes on from its best weights so far"
         )
 
     def keep_best(self, dev_loss, dev_wer):
@@ -93,7 +93,7 @@ class TrainingState:
         self.save()
 
     def finish(self):
-        """The best weights into the model; what there is to say about the training."""
+        """Put the best weights into the model; returns facts about the training."""
         self.adam.values[:] = self.best_values
         return {
             "updates": self.adam.steps,
@@ -127,7 +127,7 @@ class TrainingState:
         meta.setdefault("peak_rates", [[1, self.peak_rate]])  # not in files of version 0.1
         try:
             if arrays["values"].shape != self.adam.values.shape:
-                raise UserError(f"{self.path} belongs to a model of another size: delete it to train {self.name} anew.")
+                raise UserError(f"{self.path} belongs to a model of another size; delete it to train {self.name} anew.")
             _check(arrays, meta, self.adam.values)
             self.adam.restore(arrays, meta["adam_steps"])
             self.best_values = arrays["best"]
@@ -136,22 +136,24 @@ class TrainingState:
             self.best = [math.inf if x is None else x for x in meta["best"]]
             diverged, rate = self.bad_in_a_row >= MAX_BAD_STEPS, self.peak_rates[-1][1]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise UserError(f"{self.path} is no state of a training: delete it to train {self.name} anew.") from None
+            raise UserError(
+                f"{self.path} is not the state of a training; delete it to train {self.name} anew."
+            ) from None
         if self.peak_rate != rate:
             self.peak_rates.append([self.step + 1, self.peak_rate])
             if diverged:
                 self.adam.restore({"values": self.best_values, "m": 0, "v": 0}, self.adam.steps)
                 self.bad_in_a_row = 0
-        elif diverged:  # doing the same again would end the same
+        elif diverged:  # the same rate would diverge again
             self.diverge()
 
 
 def _check(arrays, meta, values):
-    """What `save` wrote has these types; anything else is a KeyError, TypeError or ValueError.
+    """Raise a KeyError, TypeError or ValueError unless all has the types and ranges that `save` writes.
 
-    Comparing before converting keeps NaN and whole numbers too long for a float out.
+    The comparisons also refuse NaN, and whole numbers too long for a float.
     """
-    diverged = meta["bad_in_a_row"] >= MAX_BAD_STEPS  # then only the best weights are still good
+    diverged = meta["bad_in_a_row"] >= MAX_BAD_STEPS  # then only the best weights must be good
     for key in ("values", "m", "v", "best"):
         array = arrays[key]
         finite = np.isfinite(array).all() or (diverged and key != "best")

@@ -1,20 +1,18 @@
-"""Speech to text with a trained model, from files or from a pipe, whole or while it is being spoken.
+"""Speech to text with a trained model, from files or from a pipe, at the end or while somebody still speaks.
 
     python -m mini_pkd.transcribe runs/tiny/T1/model.npz a.flac b.wav
     python -m mini_pkd.transcribe --stream runs/tiny/T1/model.npz a.flac
     arecord -f S16_LE -r 16000 -t raw | python -m mini_pkd.transcribe --stream runs/tiny/T1/model.npz -
 
-There is one model for both ways.  Every stage remembers what later samples still need of earlier ones, so a stream is
-the same chain, fed with a piece at a time:
+One model serves both ways.  A stream is the same chain of stages, fed with a piece at a time, and every stage remembers
+what later samples need of earlier ones:
 
     samples -> StreamingMFCC -> Normaliser -> EncoderStream -> encoder_to_joint -> BeamStream -> units -> text
                rows of 10 ms                  rows of 80 ms
 
-The audio may be cut anywhere: the text in the end is that of the whole file.  (The arithmetic per row is the same;
-BLAS may round a product of 2 rows and one of 200 differently in the last bit, so two hypotheses whose probabilities
-agree to six digits could in principle change places.)
-
-With a beam the partial text may still change; a greedy partial text (--beam 1) only ever grows.
+The audio may be cut anywhere: the final text is that of the whole file.  (Only rounding may differ, between a matrix
+product of 2 rows and one of 200; two hypotheses of nearly equal probability could then change places.)  With a beam
+the text so far may still change; a greedy one (--beam 1) only grows.
 """
 
 import argparse
@@ -37,11 +35,11 @@ from .tensor import Tensor, no_grad
 
 PIECE_MS = 160  # two encoder rows
 MAX_PIECE_MS = 3_600_000  # an hour
-WHOLE = SAMPLE_RATE * 10  # samples read from a pipe at a time when nobody waits for partial results
+WHOLE = SAMPLE_RATE * 10  # samples read at a time without --stream
 
 
 class Recogniser:
-    """A model with all that belongs to it.  beam 1 is greedy search.
+    """A model with its normaliser and units.  beam 1 is greedy search.
 
     recogniser = Recogniser.load("runs/tiny/T1/model.npz")
     text = recogniser.transcribe(read_audio("a.flac"))
@@ -64,7 +62,7 @@ class Recogniser:
     def n_best(self, waveform, n=1):
         """-> up to n pairs (text, log-probability), best first; greedy search gives one, without a number.
 
-        Two of the texts can be equal: hypotheses are sequences of units, and T HE spells THE as well.
+        Two of the texts can be equal: hypotheses are sequences of units, and THE can be one unit or T and HE.
         """
         features = self.normaliser(mfcc(waveform))  # (T, F)
         enc, lengths = self.model.encode(features, np.array([len(features)]))  # (T', J)
@@ -75,7 +73,6 @@ class Recogniser:
         return self.spell(found)
 
     def stream(self):
-        """A fresh RecogniserStream: one utterance, in pieces."""
         return RecogniserStream(self)
 
     def spell(self, hypotheses):
@@ -109,12 +106,11 @@ class RecogniserStream:
         """-> up to n pairs (text, log-probability), as Recogniser.n_best."""
         if self.samples == 0:
             raise UserError("there were no samples; check how the audio was recorded.")
-        # What waits in each stage goes on through the next ones: a padded frame, then rows without partner.
+        # Two stages still hold something back: the MFCCs a last frame to pad, the encoder rows that wait to be pooled.
         self._search_on(self.encoder.push(self.recogniser.normaliser(self.mfcc.flush())))
         self._search_on(self.encoder.finish())
-        if self.recogniser.beam == 1:
-            return self.recogniser.spell([Hypothesis(self.search.finish(), None)])
-        return self.recogniser.spell(self.search.finish(n))
+        greedily = self.recogniser.beam == 1
+        return self.recogniser.spell([Hypothesis(self.search.finish(), None)] if greedily else self.search.finish(n))
 
     def _search_on(self, encoded):
         """(m, D) rows of the encoder, m may be 0 -> the text so far."""
@@ -128,25 +124,23 @@ class RecogniserStream:
 
 @command("transcribe")
 def main(arguments=None):
-    """A file that cannot be read does not keep the others from being transcribed."""
     options = _parse(arguments)
     status = 0
     refuse_special_file(options.model, "name a model.npz.")
     recogniser = Recogniser.load(options.model, options.beam)
     for name in options.files:
         try:
-            found = _listen(recogniser, name, options) if options.stream else _read(recogniser, name, options)
-        except UserError as error:
+            if options.stream:
+                found = _listen(recogniser, name, options)
+            else:
+                found = recogniser.n_best(np.concatenate(list(audio_pieces(name, WHOLE))), options.n_best)
+        except UserError as error:  # the other files are transcribed all the same
             status = complain("transcribe", error)
             continue
         for rank, (text, log_prob) in enumerate(found, start=1):
             words = [name, text] if options.n_best == 1 else [name, str(rank), f"{log_prob:.3f}", text]
-            print(" ".join(words).rstrip(), flush=True)  # no text: the name alone, as in our other text files
+            print(" ".join(words).rstrip(), flush=True)  # rstrip: where there is no text, the name alone
     return status
-
-
-def _read(recogniser, name, options):
-    return recogniser.n_best(np.concatenate(list(audio_pieces(name, WHOLE))), options.n_best)
 
 
 def _listen(recogniser, name, options):
@@ -176,37 +170,27 @@ examples, with a model that `python -m mini_pkd.cascade` has trained:
           arecord -f S16_LE -r 16000 -t raw | %(prog)s --stream runs/tiny/T1/model.npz -
 
 Files may be anything that soundfile reads (.wav, .flac, .ogg, .opus), one channel, any usual sample rate.
-A file that cannot be read is reported on stderr, the others are still transcribed, and the exit status is 1.""",
+If one cannot be read, stderr says why, the others are still transcribed, and the exit status is 1.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     files = "audio; `-` is stdin, a WAV or raw mono int16 samples at 16 kHz"
     stream = "feed the audio in pieces and show the text as it grows, ending in ..."
     piece_ms = f"length of a piece with --stream, in milliseconds (default: {PIECE_MS}); the final text is the same"
-    beam = f"hypotheses kept while searching (default: {BEAM}, at most {MAX_BEAM}); 1 is greedy search: faster, "
-    beam += "a little worse"
+    beam = f"hypotheses to keep (default: {BEAM}, at most {MAX_BEAM}); 1 is greedy search: faster, a little worse"
     n_best = "print the N best, as `FILE RANK LOG_PROBABILITY TEXT`; N at most the beam"
-    ms, hypotheses = _from_1_to(MAX_PIECE_MS), _from_1_to(MAX_BEAM)
     parser.add_argument("model", metavar="MODEL.npz", help="a model.npz in a run's folder, one per model")
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     parser.add_argument("--stream", action="store_true", help=stream)
-    parser.add_argument("--piece-ms", type=ms, default=PIECE_MS, metavar="MS", help=piece_ms)
-    parser.add_argument("--beam", type=hypotheses, default=BEAM, metavar="N", help=beam)
-    parser.add_argument("--n-best", type=hypotheses, default=1, metavar="N", help=n_best)
+    parser.add_argument("--piece-ms", type=int, default=PIECE_MS, metavar="MS", help=piece_ms)
+    parser.add_argument("--beam", type=int, default=BEAM, metavar="N", help=beam)
+    parser.add_argument("--n-best", type=int, default=1, metavar="N", help=n_best)
     options = parser.parse_intermixed_args(arguments)
+    for name, most in (("piece_ms", MAX_PIECE_MS), ("beam", MAX_BEAM), ("n_best", MAX_BEAM)):
+        if not 1 <= (value := getattr(options, name)) <= most:
+            parser.error(f"--{name.replace('_', '-')} must be from 1 to {most}, not {value}")
     if options.n_best > options.beam:
         parser.error(f"--n-best {options.n_best} needs a --beam of at least {options.n_best}")
     return options
-
-
-def _from_1_to(most):
-    """An argparse type."""
-
-    def whole(text):
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
-        return int(text)
-
-    return whole
 
 
 if __name__ == "__main__":

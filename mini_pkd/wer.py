@@ -5,17 +5,17 @@ of single words that turn one into the other, counted over the whole corpus,
 
     WER = (substitutions + deletions + insertions) / reference words        summed, then divided
 
-It is pooled, not averaged over utterances, and may exceed 1.  SER, the sentence error rate, is the fraction of
-utterances with any error at all.  Both are fractions here, never percent.  An empty reference is allowed: each word
-of its hypothesis is an insertion.  A corpus without reference words has WER 0 if nothing was inserted, else infinity.
+It may exceed 1.  SER, the sentence error rate, is the fraction of utterances with any error at all.  Both are fractions
+here, never percent.  Where a reference is empty, each word of its hypothesis is an insertion; a corpus without
+reference words has WER 0 if nothing was inserted, else infinity.
 
-A test set is a sample: other utterances would have given another rate.  Bisani & Ney ("Bootstrap estimates for
-confidence intervals in ASR performance evaluation", ICASSP 2004) draw as many utterances, with replacement, from
-those we have, thousands of times, and look at how the rate moves:
+A test set is a sample: other utterances would have given another rate.  How different a one?  Bisani & Ney ("Bootstrap
+estimates for confidence intervals in ASR performance evaluation", ICASSP 2004) draw a new test set of the same size
+from the utterances we have, with replacement, thousands of times, and look at how the rate moves:
 
 - `bootstrap_interval`: the range that holds 95 % of the resampled rates;
 - `paired_test`: two systems on the same utterances, resampled *together*, so that what is hard for both cancels.
-  Two systems can be told apart long after their own two intervals have begun to overlap.
+  It can tell two systems apart whose own two intervals overlap.
 
 Whole utterances are drawn because errors within one are not independent.  (Nor are utterances of one speaker; with
 few speakers the true uncertainty is larger.)  Left out: text normalisation, compound words.
@@ -41,24 +41,22 @@ from .transcript_file import read_transcript
 def edit_table(reference, hypothesis):
     """{(i, j): ((errors, substitutions), came from)}: the cheapest way from reference[:i] to hypothesis[:j].
 
-    Pairs compare by errors first, so among equally few errors it has the fewest substitutions: most words right.
-    What training and scoring call is `count_edits` of edit_distance.py, the last entry of this table by a kernel.
+    `min` compares pairs by their errors first, and among equally few errors takes the fewest substitutions, which
+    leaves most words right.  edit_distance.count_edits is the fast version: the last entry of this table.
     """
     table = {(0, 0): ((0, 0), None)}
-    for i, j in np.ndindex(len(reference) + 1, len(hypothesis) + 1):
+    for i, j in list(np.ndindex(len(reference) + 1, len(hypothesis) + 1))[1:]:
+        wrong = 0 if i and j and reference[i - 1] == hypothesis[j - 1] else 1
         ways = []
-        if i and j:  # the last two words stand together: right, or a substitution
-            (errors, substitutions), _ = table[i - 1, j - 1]
-            wrong = int(reference[i - 1] != hypothesis[j - 1])
-            ways.append(((errors + wrong, substitutions + wrong), (i - 1, j - 1)))
-        if i:  # the last reference word is deleted
-            (errors, substitutions), _ = table[i - 1, j]
-            ways.append(((errors + 1, substitutions), (i - 1, j)))
-        if j:  # the last hypothesis word is inserted
-            (errors, substitutions), _ = table[i, j - 1]
-            ways.append(((errors + 1, substitutions), (i, j - 1)))
-        if ways:
-            table[i, j] = min(ways)
+        for before, error, substitution in (
+            ((i - 1, j - 1), wrong, wrong),  # the last two words stand together: right, or a substitution
+            ((i - 1, j), 1, 0),  # the last reference word is deleted
+            ((i, j - 1), 1, 0),  # the last hypothesis word is inserted
+        ):
+            if before in table:  # else i or j is 0
+                (errors, substitutions), _ = table[before]
+                ways.append(((errors + error, substitutions + substitution), before))
+        table[i, j] = min(ways)
     return table
 
 
@@ -137,10 +135,10 @@ def _rate(errors, words):
 
 
 def bootstrap_interval(score, metric="wer", level=0.95, resamples=10_000, seed=0):
-    """(low, high) of `metric`, "wer" or "ser", under resampling of whole utterances.
+    """(low, high) of `metric`, "wer" or "ser", when whole utterances are resampled.
 
     One resample is `drawn = rng.integers(0, B, B)`, and its WER is errors[drawn].sum() / words[drawn].sum().  When no
-    utterance has an error the interval is (0, 0): the bootstrap cannot imagine an error it never saw.
+    utterance has an error the interval is (0, 0), because no resample has one either.
     """
     check_metric(metric)
     pair = (score.errors, score.words) if metric == "wer" else (score.wrong, np.ones_like(score.wrong))
@@ -160,9 +158,9 @@ class PairedTest(NamedTuple):
 def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
     """Are the WERs of two systems different?  Both are resampled with the same draws of utterances.
 
-    Bisani & Ney call the fraction of resamples in which a is better the probability of improvement.  If a and b were
-    equally good it would be near a half; the two-sided p-value is twice the smaller of P(difference <= 0) and
-    P(difference >= 0).  Both count the observed corpus as one more resample: no number of them could show that p is 0.
+    If a and b were equally good, each would win in about half of the resamples; the two-sided p-value is twice the
+    smaller of P(difference <= 0) and P(difference >= 0).  Both count the corpus itself as one more resample, because
+    however many there are, they cannot show that p is 0.
 
     >>> references = {str(i): "ONE TWO" for i in range(40)}
     >>> better = score(references, {i: "ONE TWO" for i in references})
@@ -173,7 +171,7 @@ def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
     """
     check_pair(score_a, score_b)
     sums = resampled_sums(np.stack([score_a.errors, score_b.errors, score_a.words], axis=1), resamples, seed)
-    # Same words in both, so the sign of the difference needs no division.
+    # Both have the same reference words, so counting errors is enough for the sign of the difference.
     at_most = (1 + np.count_nonzero(sums[:, 0] <= sums[:, 1])) / (1 + resamples)
     at_least = (1 + np.count_nonzero(sums[:, 0] >= sums[:, 1])) / (1 + resamples)
     low, high = percentiles(_rate(sums[:, 0] - sums[:, 1], sums[:, 2]), level)
@@ -212,8 +210,8 @@ def demo():
 def main(arguments=None):
     parser = Parser(
         "wer",
-        description="Word error rate of a hypothesis, with a bootstrap interval; with a second hypothesis "
-        "a paired test between the two.  Files hold lines `ID TEXT`.  Without arguments: a small demo.",
+        description="Word error rate of a hypothesis with its 95 % interval; of two hypotheses, also a paired test.  "
+        "Files hold lines `ID TEXT`.  Without arguments: a small demo.",
     )
     parser.add_argument("reference", nargs="?")
     parser.add_argument("hypothesis", nargs="*")

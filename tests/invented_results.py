@@ -65,7 +65,6 @@ def make_results(scale=SMALL, seed=0, drop=(), paired=True):
             }
             for n, stages in enumerate(scale.experiments, start=1)
         ],
-        "ladder": ["S1", "S2", "S6", "S4", "S7"] if scale is SMALL else ["S1", "S2"],
         "models": models,
         "paired": tests if paired else [],
     }

@@ -129,7 +129,7 @@ MUTANTS = [
         ("SER is WER", "= score.wer, score.ser", "= score.wer, score.wer"),
         ("the beam is not passed", "lengths, self.settings.beam, self", "lengths, 8, self"),
         ("max_symbols is not passed", "beam, self.settings.max_symbols)", "beam)"),
-        ("a paired test the wrong way round", "(*scores)", "(*reversed(scores))"),
+        ("a paired test the wrong way round", "(scores[a], scores[b])", "(scores[b], scores[a])"),
     ),
     *of(
         "run_folder.py", "test_cascade.py::test_results_hold_what_the_tables_need",

@@ -461,7 +461,7 @@ def test_what_stands_in_place_of_the_partial_file_is_not_written_through(tmp_pat
         partial.symlink_to(tmp_path / "born by a download")
     else:
         getattr(partial, trap)(victim)
-    with pytest.raises(UserError, match="part is not a plain file of its own: delete it"):
+    with pytest.raises(UserError, match="part is not a plain file of its own; delete it"):
         get(tmp_path)
     assert victim.read_text() == "precious" and requests == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev-toy.tar.gz.part", "victim"]

@@ -75,7 +75,7 @@ def test_transcripts_with_unknown_characters_are_listed(handful):
         store.texts = ["ONE"] * 6
         Part.encode(store, bpe, max_frames=10)
     store.texts = ["1"] * 6
-    with pytest.raises(UserError, match="no utterance in here can be used; the first problem is a: the vocabulary"):
+    with pytest.raises(UserError, match="no utterance in here can be used \\(the first problem is a: the vocabulary"):
         Part.encode(store, bpe)
 
 

@@ -62,7 +62,6 @@ def changed(**changes):
         (lambda text: "[" * 200_000, "truncated"),
         (changed(experiments=[{"number": 1}]), "experiments[0].stages is missing"),
         (changed(experiments=[{"stages": [{"progressive": "S1"}]}]), "stages[0].teacher is missing"),
-        (changed(ladder=[7]), "ladder[0] is 7 where"),
         (changed(paired=[{"a": "S1"}]), "paired[0].b is missing"),
     ],
 )

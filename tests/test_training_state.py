@@ -48,7 +48,7 @@ def test_a_state_changed_by_hand_is_refused_or_can_be_continued(handful, tmp_pat
         try:
             state.restore()
         except UserError as error:
-            assert "training.npz is no state of a training: delete it to train S1 anew." in str(error)
+            assert "training.npz is not the state of a training; delete it to train S1 anew." in str(error)
             refused += 1
             continue
         state.adam.gradients[:] = 1.0
@@ -73,5 +73,5 @@ def test_arrays_of_a_state_that_are_none_of_this_model(handful, tmp_path, name):
     broken.append(arrays | {"v": -np.ones_like(spoiled)})  # a variance
     for spoiled_arrays in broken:
         checkpoint.save(state.path, spoiled_arrays, meta)
-        with pytest.raises(UserError, match="another size|no state of a training"):
+        with pytest.raises(UserError, match="another size|not the state of a training"):
             state.restore()
