@@ -6,6 +6,7 @@ of gradients must agree first.
 
   v500      16 utterances of 25 to 75 rows with 4 to 20 labels, V = 500, J = 256
   v10026    2 utterances of 182 and 175 rows with 38 and 40 labels, V = 10026, J = 1024
+  8s, 34s   one utterance of 103 rows with 29 labels, of 426 rows with 133 labels, V = 10026, J = 256
 
   mini_pkd              as training runs it
   tuned, tuned-recompute, stock       torch_reference.py
@@ -20,6 +21,7 @@ examples:
   python -m tests.bench.lattice --threads 2
   python -m tests.bench.lattice v10026 --kl only --names mini_pkd tuned stock --repeats 3
   python -m tests.bench.lattice v500 --recursion --threads 1
+  python -m tests.bench.lattice 8s 34s --kl without --names mini_pkd --threads 1
 """
 
 import argparse
@@ -37,7 +39,7 @@ NAMES = (
 )  # fmt: skip
 DEFAULT = NAMES[:-1]
 RECURSION_NAMES = ("mini_pkd", "tuned", "fast_rnnt")
-SHAPES = {"v500": (500, 256), "v10026": (10026, 1024), "toy": (19, 8)}
+SHAPES = {"v500": (500, 256), "v10026": (10026, 1024), "8s": (10026, 256), "34s": (10026, 256), "toy": (19, 8)}
 
 
 def make_case(shape):
@@ -46,6 +48,8 @@ def make_case(shape):
     rng = np.random.default_rng(0)
     if shape == "v10026":
         lengths, label_lengths = np.array([182, 175]), np.array([38, 40])
+    elif shape in ("8s", "34s"):
+        lengths, label_lengths = np.array([103 if shape == "8s" else 426]), np.array([29 if shape == "8s" else 133])
     else:
         lengths, label_lengths = rng.integers(25, 76, 16), rng.integers(4, 21, 16)
     labels = rng.integers(1, V, label_lengths.sum())
