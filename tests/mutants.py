@@ -9,7 +9,7 @@ it are run; the working tree stays as it is.  A mutant is *killed* when a test f
 or when the tests do not end in time.  One that SURVIVED shows a claim that no test holds: write that test.  The exit
 status is then 1.
 
-Not part of CI, because it takes a quarter of an hour.  What CI checks, in test_mutants.py, is that every mutant still
+Not part of CI, because it takes minutes.  What CI checks, in test_mutants.py, is that every mutant still
 fits the code: when you change a line that stands here, change it here, too.
 """
 
