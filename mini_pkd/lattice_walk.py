@@ -13,8 +13,8 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
 **Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
 each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
 of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the table's largest
-entry).  All that is left out of a batch has together less probability than float32 loses when it rounds one node of
-probability 1 (`negligible`), and every frame has such a probability: the sums over the nodes do not notice.  It is
+entry).  All that is left out of a batch has together less probability than float32 loses when it rounds a 1
+(`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.  It is
 most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies them
 up to a hundred times slower.  A teacher is followed at every node, so with one every node stays.
 
