@@ -27,6 +27,33 @@ def test_a_checkpoint_of_another_size_is_refused(handful, tmp_path):
         train.train(other, part, part, bpe, SETTINGS, tmp_path, 0, "S1", progress=False)
 
 
+def test_a_state_of_version_0_1_is_continued_to_the_same_bits(handful, tmp_path):
+    """It knows no peak rates, neither in its meta nor as a column of its log, and no smooth loss."""
+    part, bpe, _ = handful
+
+    def run(folder, stop=None):
+        model = new_model(bpe)
+        result = train.train(model, part, part, bpe, SETTINGS, folder, 0, "S1", None, stop, progress=False)
+        log = [line.rsplit(",", 1)[0] for line in (folder / "log.csv").read_text().splitlines()]  # less the seconds
+        return np.concatenate([p.data.ravel() for p in model.named_parameters().values()]), result["peak_rates"], log
+
+    undisturbed = run(tmp_path / "a")
+    steps_of_an_epoch = len(part.batches(SETTINGS.batch_frames, SETTINGS.batch_utterances))
+    with pytest.raises(train.Interrupted):
+        run(tmp_path / "b", StopAfter(steps_of_an_epoch))
+    path = tmp_path / "b" / "training.npz"
+    arrays, meta = checkpoint.load(path)
+    assert meta.pop("peak_rates") == undisturbed[1] and len(meta["rows"]) == 1
+    meta["rows"] = [row[:8] + row[9:] for row in meta["rows"]]
+    assert meta.keys() - {"smooth_loss"} == {
+        "step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "sums", "rows", "seconds", "best", "adam_steps"
+    }  # fmt: skip
+    del meta["smooth_loss"]
+    checkpoint.save(path, arrays, meta)
+    resumed = run(tmp_path / "b")
+    assert np.array_equal(resumed[0], undisturbed[0]) and resumed[1:] == undisturbed[1:]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_state_changed_by_hand_is_refused_or_can_be_continued(handful, tmp_path, seed):
     """100 mutations each: no exception but UserError, at once or in what the loop does with the state."""

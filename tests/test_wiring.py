@@ -16,6 +16,7 @@ import types
 import numpy as np
 import pytest
 import soundfile
+from handful import StopAfter
 
 from mini_pkd import cascade, report, train, vocabulary_file
 from mini_pkd.audio_file import read_audio
@@ -343,18 +344,6 @@ def test_training_again_by_hand_ends_in_the_same_weights(watched, parts, taught)
     for row, steps in zip(run.log, np.split(np.array(log), ends[:-1]), strict=True):
         written = [float(row[column]) for column in ("loss", "rnnt", "kl", "gradient_norm")]
         np.testing.assert_allclose(written, steps.mean(axis=0), atol=1e-4)
-
-
-class StopAfter:
-    """A StopSignal whose flag goes up at the n-th look."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def raised(self):
-        self.looks -= 1
-        return self.looks < 0
 
 
 def test_the_best_weights_survive_a_restart(parts, tmp_path):
