@@ -125,12 +125,12 @@ class TrainingState:
             return
         arrays, meta = checkpoint.load(self.path)
         try:
+            if arrays["values"].shape != self.adam.values.shape:
+                raise UserError(f"{self.path} belongs to a model of another size; delete it to train {self.name} anew.")
             if "peak_rates" not in meta:  # a file of version 0.1, when the rate could not change
                 at = LOG_COLUMNS.index("peak_rate")
                 meta["rows"] = [[*row[:at], self.peak_rate, *row[at:]] for row in meta["rows"]]
                 meta |= {"peak_rates": [[1, self.peak_rate]], "smooth_loss": 0.0}
-            if arrays["values"].shape != self.adam.values.shape:
-                raise UserError(f"{self.path} belongs to a model of another size; delete it to train {self.name} anew.")
             _check(arrays, meta, self.adam.values)
             self.adam.restore(arrays, meta["adam_steps"])
             self.best_values = arrays["best"]
