@@ -88,6 +88,7 @@ class Settings:
     alpha: float = 0.02  # weight of the KL, summed over the lattice
     temperature: float = 1.0  # divides both networks' logits in the KL: above 1 both are less sure
     kl: str = "full"  # full: over all symbols | collapsed: over blank, next label, the rest
+    kl_weighting: str = "nodes"  # nodes: the KL of each counts alike | paths: by how probably a path comes by
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD
     curriculum_epochs: int = 0  # epochs that grow from short utterances to all
     max_warp_fraction: float = 0.0  # SpecAugment: how far a point of an utterance moves in time

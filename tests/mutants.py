@@ -61,6 +61,7 @@ MUTANTS = [
         ("temperature is not passed", "temperature=settings.temperature, ", ""),
         ("kl is not passed", "kind=settings.kl, ", ""),
         ("mixing is not passed", "mixing=settings.mixing,", ""),
+        ("kl_weighting is not passed", "kl_weighting=settings.kl_weighting, ", ""),
         ("clip is not passed", "Adam(model, settings.clip)", "Adam(model)"),
         ("floor_rate is not passed", ", settings.floor_rate", ""),
         ("the rate of the next step",
@@ -165,6 +166,8 @@ MUTANTS = [
         ("a temperature without its 1 / tau",
          "p, p_teacher = scale / Z, scale / teacher_Z", "p, p_teacher = one / Z, one / teacher_Z"),
         ("collapsed without the rest", " + t_rest_p * (t_rest - s_rest)", ""),
+        ("nodes weighted in the value, not in the gradient",
+         "row.dtype.type(kl_weight * node_weight[n])\n", "row.dtype.type(kl_weight)\n"),
     ),
     # --- RNN-T ------------------------------------------------------------------------------------------------------
     *of(
