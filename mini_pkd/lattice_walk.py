@@ -11,12 +11,12 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
    gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
 
 **Nodes that no path comes near are left out of the second walk**, unless a teacher teaches at every node.  A node's
-gradient by each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
-of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the table's largest
-entry).  All that is left out of a batch has together less probability than float32 loses when it rounds a 1
-(`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.  It is
-most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies them
-up to a hundred times slower.  With a teacher and kl_weighting="paths" the KL's gradient has the same factor, that
+gradient by each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out
+changes no entry of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the
+table's largest entry).  All that is left out of a batch has together less probability than float32 loses when it
+rounds a 1 (`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.
+It is most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies
+them up to a hundred times slower.  With a teacher and kl_weighting="paths" the KL's gradient has the same factor, that
 probability, and such nodes are not asked of the teacher either; with "nodes" every node stays.
 
 Buffers have one meaning each.  The only array that changes its meaning is a chunk's `logits`, whose rows become
