@@ -23,7 +23,8 @@ ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by
 # estimate.py.
 AT_MOST = {
-    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1,
+    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1, "max_mel_warp": 1, "max_channel_db": 40,
+    "max_noise": 1,
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
     "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
 }  # fmt: skip

@@ -95,8 +95,11 @@ class Settings:
     time_masks: int = 2  # stretches of rows that are hidden from the encoder,
     max_time: int = 8  # each at most so many rows long,
     max_time_fraction: float = 0.15  # and at most this share of the utterance
-    freq_masks: int = 1  # bands of cepstra that are hidden,
-    max_freq: int = 4  # each at most so many wide
+    freq_masks: int = 1  # bands of the mel axis that are hidden,
+    max_freq: int = 4  # each at most so many of 40 channels wide
+    max_mel_warp: float = 0.0  # how far the mel axis is stretched or compressed, as a fraction of it
+    max_channel_db: float = 0.0  # largest gain or loss of a smooth random filter
+    max_noise: float = 0.0  # largest power of a noise floor over the utterance's: 0.1 is 10 dB below it
     dev_every: int = 1  # epochs from one dev score to the next
     keep_mb: int = KEEP_BYTES // 2**20  # MiB of logits kept rather than computed twice (lattice_walk.py)
     checkpoint_minutes: float = 5.0  # between two saved states of a training

@@ -148,7 +148,15 @@ MUTANTS = [
         "specaugment.py", "test_specaugment.py",
         ("the warp extrapolates", "source.astype(np.int64)", "source.astype(np.int64) // 2 * 2"),
         ("a time mask of any width", "int(policy.max_time_fraction * T)", "T"),
-        ("cepstra are masked as rows", "rows[:, f : f + width] = 0", "rows[f : f + width] = 0"),
+        ("channels are masked as rows",
+         "log_mel[:, f : f + width] = mean[f : f + width]", "log_mel[f : f + width] = mean"),
+        ("a hidden band is silence", "= mean[f : f + width]", "= 0"),
+        ("mels are stretched from the first channel, not from 0",
+         "np.arange(1, F + 1) / factor - 1", "np.arange(F) / factor"),
+        ("the noise passes the channel twice",
+         "energies += noise_floor(energies", "energies = energies * smooth_curve(rng, 9.0) + noise_floor(energies"),
+        ("the rotation forgets the mean", "rows * normaliser.std + normaliser.mean", "rows * normaliser.std"),
+        ("noise that does not fluctuate", "rng.standard_gamma(INDEPENDENT, energies.shape) / INDEPENDENT", "1.0"),
     ),
     # --- distillation -----------------------------------------------------------------------------------------------
     *of(

@@ -34,6 +34,7 @@ from mini_pkd.prepared_corpus import Part
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
+from mini_pkd.specaugment import spec_augment
 from mini_pkd.tensor import is_recording, no_grad
 from mini_pkd.training_state import MAX_BAD_STEPS
 from mini_pkd.transcript_file import read_transcript, write_transcript
@@ -55,6 +56,7 @@ UNUSUAL = dataclasses.replace(
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
     alpha=0.3, temperature=2.5, kl="collapsed", kl_weighting="paths", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
+    max_mel_warp=0.1, max_channel_db=6.0, max_noise=0.05,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}
 
@@ -234,8 +236,26 @@ def test_masks_follow_from_seed_model_epoch_and_utterance(watched):
         assert not np.array_equal(first[epoch, i], other_seed[epoch, i])
         if epoch:
             assert not np.array_equal(first[epoch, i], first[0, i])
-    nothing = watched(max_warp_fraction=0.0, time_masks=0, freq_masks=0)
-    assert all(np.array_equal(s.features, s.batch.features) for s in nothing.student)
+
+
+OFF = {"max_warp_fraction": 0.0, "time_masks": 0, "freq_masks": 0, "max_mel_warp": 0.0, "max_channel_db": 0.0,
+       "max_noise": 0.0}  # fmt: skip
+
+
+def test_every_augmentation_does_something_and_all_are_off_at_zero(watched, parts):
+    """One at a time, against the same by hand: with the training set's normaliser, and this setting's number."""
+    assert all(np.array_equal(s.features, s.batch.features) for s in watched(**OFF).student)
+    for name in OFF:
+        one = {**OFF, name: getattr(UNUSUAL, name)}
+        policy = dataclasses.replace(UNUSUAL, **one).spec_augment()
+        moved = 0
+        for epoch, steps in enumerate(watched(**one).epochs):
+            for s in steps:
+                rngs = [generator(7, "S1", "masks", epoch, i) for i in s.batch.ids]
+                expected = spec_augment(s.batch.features, s.batch.lengths, rngs, policy, parts[0].store.normaliser)
+                assert np.array_equal(s.features, expected)
+                moved += np.abs(s.features - s.batch.features).max() > 0.1  # rounding moves them by 1e-5
+        assert moved, name
 
 
 def test_every_step_drops_other_elements(watched):
