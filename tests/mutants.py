@@ -258,6 +258,10 @@ MUTANTS = [
         ("p without ties", "sums[:, 0] <= sums[:, 1]", "sums[:, 0] < sums[:, 1]"),
     ),
     *of(
+        "resampling.py", "test_wer.py",
+        ("all seeds, none drawn", "times[piece, s] * counts", "counts"),
+    ),
+    *of(
         "findings.py", "test_findings.py",
         ("the report reads a test from the wrong side", "(-difference, -high, -low, p)", "(difference, low, high, p)"),
         ("an interval that begins below zero is enough",
