@@ -130,7 +130,20 @@ MUTANTS = [
         ("SER is WER", "= score.wer, score.ser", "= score.wer, score.wer"),
         ("the beam is not passed", "lengths, self.settings.beam, self", "lengths, 8, self"),
         ("max_symbols is not passed", "beam, self.settings.max_symbols)", "beam)"),
-        ("a paired test the wrong way round", "(scores[a], scores[b])", "(scores[b], scores[a])"),
+    ),
+    *of(
+        "seed_runs.py", "test_wiring.py",
+        ("a paired test the wrong way round", "(of[a], of[b])", "(of[b], of[a])"),
+    ),
+    *of(
+        "seed_runs.py", "test_seed_runs.py",
+        ("every seed is the first", '"--seed", c.seed,', '"--seed", cascades[0].seed,'),
+        ("pooled intervals of one seed", "list(wer.bootstrap_interval(of_seeds, metric))",
+         "list(wer.bootstrap_interval(of_seeds[:1], metric))"),
+    ),
+    *of(
+        "cascade.py", "test_seed_runs.py",
+        ("training ignores the seed", "path.parent, self.seed, model.name", "path.parent, 0, model.name"),
     ),
     *of(
         "run_folder.py", "test_cascade.py::test_results_hold_what_the_tables_need",
@@ -269,10 +282,14 @@ MUTANTS = [
         ("p without ties", "sums[:, 0] <= sums[:, 1]", "sums[:, 0] < sums[:, 1]"),
     ),
     *of(
+        "resampling.py", "test_wer.py",
+        ("all seeds, none drawn", "times[piece, s] * counts", "counts"),
+    ),
+    *of(
         "findings.py", "test_findings.py",
-        ("the report reads a test from the wrong side", "(-difference, -high, -low, p)", "(difference, low, high, p)"),
+        ("the report reads a test from the wrong side", "(-difference, -high, -low, p,", "(difference, low, high, p,"),
         ("an interval that begins below zero is enough",
-         "sum(high < 0 for _, _, high, _ in here)", "sum(low < 0 for _, low, *_ in here)"),
+         "sum(high < 0 for _, _, high, *_ in here)", "sum(low < 0 for _, low, *_ in here)"),
     ),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from handful import StopAfter
 
-from mini_pkd import cascade, report, train, vocabulary_file
+from mini_pkd import cascade, results, train, vocabulary_file
 from mini_pkd.audio_file import read_audio
 from mini_pkd.bpe import BPE, word_counts
 from mini_pkd.corpus import epoch_batches
@@ -570,7 +570,7 @@ def test_a_paired_difference_is_the_first_minus_the_second(still, corpus):
     write_transcript(out / "S1" / "test-clean.txt", references)
     write_transcript(out / "B1" / "test-clean.txt", dict.fromkeys(references, ""))
     command(corpus, out, *STILL)
-    paired = {(p["a"], p["b"], p["set"]): p for p in report.read_results(out)["paired"]}
+    paired = {(p["a"], p["b"], p["set"]): p for p in results.read_results(out)["paired"]}
     test = paired["S1", "B1", "test-clean"]
     assert test["difference"] == test["low"] == test["high"] == -1.0 and test["p"] < 0.05
     assert "S1 beats B1 on test-clean" in (out / "report.md").read_text()
