@@ -92,10 +92,12 @@ def report_text(runs, figures=(), remark=None):
     )
     parts += ["## Table 1: progressive, direct, baseline", caption, as_markdown(*table1(runs))]
     parts += ["## Table 2: one stage from T1, higher and higher compression", as_markdown(*table2(runs))]
-    parts += [
-        "## Table 3: what a teacher is worth, and what smallness costs without one",
-        as_markdown(*teaching_table(runs)),
-    ]
+    worth = (
+        "The WER of a taught student relative to that of the untaught one of its size, negative is better, and the WER "
+        "of the untaught one in multiples of T1's; in brackets 95 % intervals, p of the paired test."
+    )
+    parts += ["## Table 3: what a teacher is worth, and what size is worth without one", worth]
+    parts.append(as_markdown(*teaching_table(runs)))
     for title, caption, images in figures:
         parts += [f"## {title}", caption, *(f"![{alt}]({path.name})" for path, alt in images)]
     if remark:
@@ -138,7 +140,7 @@ def _verdicts(runs, found):
         if runs.several:
             rule, luck = "in the majority of the seeds, and in none the opposite", "not that of the training"
         if runs.several and runs.pooled:
-            rule, luck = "over seeds and utterances", "and that of the training, as far as so many seeds show it"
+            rule, luck = "when seeds and utterances are resampled", "and of the training as far as so few seeds tell"
         yield (
             f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
             f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "

@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from invented_results import make_results, write
+from invented_results import THREE_STAGES, make_pooled, make_results, write
 
 from mini_pkd.figures import cascade_alt, cascade_boxes, cascade_figure, compression_figure
 from mini_pkd.report import main
@@ -55,6 +55,7 @@ CASES = {
     "tiny": [make_results(TINY)],
     "small": [make_results(SMALL)],
     "three seeds": [make_results(SMALL, seed=s) for s in (0, 1, 40)],
+    "three stages": [make_results(THREE_STAGES)],
     "long names": [renamed(make_results(SMALL), LONG)],
     "twenty test sets": [more_sets(make_results(TINY), 20)],
     "one test set": [more_sets(make_results(TINY), 1)],
@@ -120,6 +121,23 @@ def test_every_box_says_name_size_compression_and_rates(seeds):
     assert said["S1"][0] == "progressive = direct" and said["B2"][0] == "baseline"
     spread = "(8.0..9.0)" if len(seeds) > 1 else "[7.0, 9.1]"
     assert said["T1"][2].endswith(spread)
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 4)])
+def test_each_seed_is_a_dot_and_bars_are_the_pooled_interval(seeds):
+    from matplotlib.collections import LineCollection, PathCollection
+
+    pooled = make_pooled(THREE_STAGES, seeds)
+    runs = Runs(pooled["runs"], pooled)
+    for axes, test_set in zip(compression_figure(runs).axes, runs.test_sets, strict=True):
+        scattered = [c for c in axes.collections if isinstance(c, PathCollection)]
+        dots = {round(y, 6) for c in scattered for _, y in c.get_offsets().tolist()}
+        rates = {round(100 * rate, 6) for name in runs.names() for rate in runs.get(name, "wer", test_set)}
+        assert dots == (rates if len(seeds) > 1 else set())
+        bars = [segment for c in axes.collections if isinstance(c, LineCollection) for segment in c.get_segments()]
+        ends = {round(y, 6) for segment in bars for _, y in segment.tolist()}
+        assert ends == {round(100 * end, 6) for m in pooled["models"] for end in m["wer_ci95"][test_set]}
 
 
 @needs_matplotlib

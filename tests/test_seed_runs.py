@@ -4,13 +4,15 @@ import json
 import os
 import re
 import shutil
+import sys
 import types
 
 import numpy as np
 import pytest
 from chirps import MODELS, SETTINGS, refusal, results_of, snapshot, start, untrain, wait_for, weights, words_of
+from invented_results import TWO_STAGES
 
-from mini_pkd import cascade, checkpoint, processes, report, wer
+from mini_pkd import cascade, checkpoint, processes, report, seed_runs, wer
 from mini_pkd.corpus_folder import read_part
 from mini_pkd.results import read_runs
 from mini_pkd.run_folder import RunFolder
@@ -120,7 +122,7 @@ def test_slots_are_kept_busy_by_the_next_seed(monkeypatch):
 
     monkeypatch.setattr(processes, "_start", lambda words, jobs: Process(words[0]))
     monkeypatch.setattr(processes.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + 1))
-    order = sorted(TINY.models(), key=lambda model: processes.ROLES.index(model.role))
+    order = sorted(TWO_STAGES.models(), key=lambda model: processes.ROLES.index(model.role))
     called = lambda name, seed: name and f"{name} of seed {seed}"  # noqa: E731
     queue = [
         processes.Job(called(m.name, s), called(m.teacher, s), [called(m.name, s)], lambda: True, lambda: None)
@@ -272,7 +274,7 @@ def test_speakers_of_a_seed(grown, data):
 
 def test_the_report_is_pooled(grown, capsys):
     text = (grown / "report.md").read_text()
-    assert "mean over 2 seeds (0, 1)" in text and "over seeds and utterances" in text
+    assert "mean over 2 seeds (0, 1)" in text and "zero when seeds and utterances are resampled" in text
     runs = read_runs([grown])
     assert runs.seeds == [0, 1] and runs.pooled["paired"]
     t = next(t for t in runs.pooled["paired"] if (t["a"], t["b"], t["set"]) == ("S1", "B1", "test-clean"))
@@ -305,7 +307,7 @@ def test_only_some_models_of_each_seed_then_the_rest_in_another_sitting(data, fi
     out = finished.parent / "sittings"
     assert cascade.main(words_of(data, out, "--seeds", 2, "--only", "B2")) == 0
     shown = capfd.readouterr()
-    assert "B2 of seed 0: " in shown.out and "B2 of seed 1: " in shown.out and "2 models" in shown.err
+    assert "B2 of seed 0: " in shown.out and "B2 of seed 1: " in shown.out
     assert shown.out.count("compiling the kernels") == 1 and shown.out.count("symbols") == 1
     assert [m["name"] for m in json.loads((out / "results.json").read_text())["models"]] == ["B2"]
     assert "S1 learns from T1, which is not trained yet in " + str(out / "seed0") in refusal(
@@ -313,6 +315,21 @@ def test_only_some_models_of_each_seed_then_the_rest_in_another_sitting(data, fi
     )
     assert cascade.main(words_of(data, out, "--seeds", 3, "--only", "B2")) == 0  # one more
     assert json.loads((out / "results.json").read_text())["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_bar_counts_the_models_of_all_seeds(copy_of_both, data, monkeypatch, terminal):
+    for seed in ("seed0", "seed1"):
+        for name in ("B1", "B2"):
+            (copy_of_both / seed / name / "result.json").unlink()  # to be decoded again, which is fast
+    bars, real = [], seed_runs.progress_bar
+    monkeypatch.setattr(seed_runs, "progress_bar", lambda *a, **k: bars.append(real(*a, **k)) or bars[-1])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert cascade.main(words_of(data, copy_of_both, "--seeds", 2)) == 0
+    (bar,) = bars
+    assert bar.total == 4 and bar.disable != terminal
+    if terminal:
+        assert bar.n == 4 and bar.desc.startswith("4 models")
 
 
 def test_dry_run_of_several_seeds(data, tmp_path, capfd):
