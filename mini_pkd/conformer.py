@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import UserError, fused
-from .attention import causal_attention
+from .attention import attention_weights, causal_attention
 from .convolution import depthwise_convolution, max_pool, pooled_lengths
 from .layers import NO_DROPOUT, LayerNorm, Linear, Module, parameter
 from .tensor import Tensor, no_grad
@@ -139,13 +139,22 @@ class Conformer(Module):
         self.input = Linear(config.features, config.width, rng, dtype)
         self.blocks = [Block(config, rng, dtype) for _ in range(config.blocks)]
 
-    def __call__(self, features, lengths, dropout=NO_DROPOUT):
+    def __call__(self, features, lengths, dropout=NO_DROPOUT, blocks=None):
+        """blocks: how many, with the pools after them, to look inside; by default all."""
         x, lengths = self.input(features), np.asarray(lengths, dtype=np.int64)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[:blocks]):
             x = block(x, lengths, NO_DROPOUT if i == 0 else dropout)
             if i < self.config.pools:
                 x, lengths = max_pool(x, lengths), pooled_lengths(lengths)
         return x, lengths
+
+    def attention_weights(self, features, block):
+        """To look at: in block 0, 1, ..., one utterance (T, F) -> (H, T', T'): at [h, n, m] what row n takes from m."""
+        with no_grad():
+            x, _ = self(Tensor(features), [len(features)], blocks=block)
+            x, attention = self.blocks[block].feed_forward_1(x, NO_DROPOUT), self.blocks[block].attention
+            qkv = fused.linear_columns(attention.norm(x), attention.qkv.weight, attention.qkv.bias)
+        return attention_weights(qkv.data, attention.positions.data, attention.heads)
 
 
 # --- streaming ------------------------------------------------------------------------------------

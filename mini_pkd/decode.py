@@ -66,6 +66,8 @@ class GreedyStream:
         self.model, self.max_symbols = model, max_symbols
         self.pred, self.state = model.predictor_start(1)
         self.labels = []
+        self.rows = []  # the row in which each label was said
+        self.row = 0
 
     def push(self, enc_rows):
         """Rows (n, J), n >= 0 -> all labels so far.  Greedy search never takes a label back."""
@@ -76,6 +78,8 @@ class GreedyStream:
                     break
                 self.pred, self.state = self.model.predictor_step(symbol, self.state)
                 self.labels.append(int(symbol[0]))
+                self.rows.append(self.row)
+            self.row += 1
         return self.finish()
 
     def finish(self):

@@ -21,6 +21,8 @@ one mean and divides by one deviation per coefficient, both measured once on the
 in it depends on the rest of the utterance, so it can stream too.  Audio files are read by audio_file.py.
 """
 
+from collections import namedtuple
+
 import numpy as np
 from python_speech_features import fbank, get_filterbanks
 from scipy.fft import dct
@@ -61,17 +63,21 @@ def emphasise(samples, previous=0.0):
     return x - PREEMPHASIS * np.concatenate([[previous * SCALE], x[:-1]])
 
 
-def mel_energies_readable(emphasised):
-    """Frames, power spectrum and mel filters, one frame after the other: (n,) -> (T, 40)."""
+def power_spectra_readable(emphasised):
+    """Frames and their power spectra, one after the other: (n,) -> (T, 257)."""
     T = num_frames(len(emphasised))
     padded = np.pad(emphasised, (0, (T - 1) * SHIFT + WINDOW - len(emphasised)))
-    filters = get_filterbanks(NUM_FEATURES, NFFT, SAMPLE_RATE)  # (40, 257), triangles
-    energies = np.empty((T, NUM_FEATURES))
+    power = np.empty((T, NFFT // 2 + 1))
     for t in range(T):
         frame = padded[t * SHIFT : t * SHIFT + WINDOW] * np.hamming(WINDOW)  # (400,)
-        power = np.abs(np.fft.rfft(frame, NFFT)) ** 2 / NFFT  # (257,)
-        energies[t] = filters @ power
-    return energies
+        power[t] = np.abs(np.fft.rfft(frame, NFFT)) ** 2 / NFFT
+    return power
+
+
+def mel_energies_readable(emphasised):
+    """Frames, power spectrum and mel filters: (n,) -> (T, 40)."""
+    filters = get_filterbanks(NUM_FEATURES, NFFT, SAMPLE_RATE)  # (40, 257), triangles
+    return power_spectra_readable(emphasised) @ filters.T
 
 
 def mel_energies(emphasised):
@@ -122,6 +128,16 @@ def mfcc(waveform, block=4096):
         stop = min(t + block, T)
         rows[t:stop] = cepstra(mel_energies(y[t * SHIFT : (stop - 1) * SHIFT + WINDOW]))
     return rows  # (T, 40)
+
+
+Stages = namedtuple("Stages", "wave spectrum log_mel cepstra")
+
+
+def stages(waveform):
+    """To look at: (n,) samples -> wave (n,) pre-emphasised, spectrum (T, 257) power, log_mel and cepstra (T, 40)."""
+    y = emphasise(_check_waveform(waveform))
+    energies = np.maximum(mel_energies(y), ENERGY_FLOOR)
+    return Stages(y, power_spectra_readable(y), np.log(energies), cepstra(energies))
 
 
 class StreamingMFCC:

@@ -183,6 +183,11 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+def log_probs(enc, pred, table, bias):
+    """The lattice of one utterance: enc (T, J), pred (U+1, J), table (V, J), bias (V,) -> (T, U+1, V).  Arrays."""
+    return log_softmax(np.tanh(enc[:, None] + pred[None]) @ table.T + bias)
+
+
 def utterances(lengths, label_lengths):
     """For each utterance the slices of its rows of enc, its rows of pred and its labels."""
     enc_start, pred_start, _, label_start = lattice_offsets(lengths, label_lengths)

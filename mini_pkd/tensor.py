@@ -183,6 +183,22 @@ def record(value, parents, backward, adds=False):
     return out
 
 
+def graph(root):
+    """The tape behind `root`, to draw: nodes [(operation, shape)], oldest first, and edges [(parent, result)].
+
+    >>> x = Tensor(np.ones((2, 3)), requires_grad=True)
+    >>> graph(x * x + x)
+    ([('leaf', (2, 3)), ('mul', (2, 3)), ('add', (2, 3))], [(0, 1), (0, 1), (1, 2), (0, 2)])
+    """
+    found = {root}.union(*({result, *result._parents} for result in _recorded(root)))
+    tensors = sorted(found, key=lambda tensor: tensor._serial)
+    place = {tensor: i for i, tensor in enumerate(tensors)}
+    edges = [(place[parent], place[result]) for result in tensors for parent in result._parents]
+    names = [getattr(tensor._backward, "__qualname__", "leaf") for tensor in tensors]  # f.<locals>.backward
+    names = [name.split(".<locals>")[0].split(".")[-1].strip("_") for name in names]
+    return [(name, tensor.shape) for name, tensor in zip(names, tensors, strict=True)], edges
+
+
 # --- when nothing is to be remembered -------------------------------------------------------------
 
 

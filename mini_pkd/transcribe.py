@@ -27,9 +27,11 @@ from .command import Parser, command, complain
 from .conformer import EncoderStream
 from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, GreedyStream, Hypothesis, greedy
 from .fast_beam import BeamStream, beam_search
-from .features import SAMPLE_RATE, StreamingMFCC, mfcc
+from .features import SAMPLE_RATE, SHIFT, WINDOW, StreamingMFCC, mfcc
 from .model_file import load_model
 from .partial_line import PartialLine
+from .ragged import Batch
+from .rnnt_loss import log_probs
 from .stop_signal import StopSignal
 from .tensor import Tensor, no_grad
 
@@ -71,6 +73,22 @@ class Recogniser:
         else:
             found = beam_search(self.model, enc, lengths, self.beam, self.max_symbols, n)[0]
         return self.spell(found)
+
+    def lattice(self, waveform, text):
+        """To look at: the lattice of a transcript, as rnnt_loss.py takes it: log_probs (T', U+1, V), labels (U,)."""
+        features, labels = self.normaliser(mfcc(waveform)), np.array(self.bpe.encode(text), dtype=np.int64)
+        batch = Batch([""], features, np.array([len(features)]), labels, np.array([len(labels)]))
+        with no_grad():
+            inputs, _ = self.model.lattice_inputs(batch, features)
+        return log_probs(*(tensor.data for tensor in inputs)), labels
+
+    def emissions(self, waveform):
+        """When greedy search speaks: [(unit, encoder row, seconds of audio heard by then), ...]."""
+        features, search = self.normaliser(mfcc(waveform)), GreedyStream(self.model, self.max_symbols)
+        labels = search.push(self.model.encode(features, np.array([len(features)]))[0])
+        last_frame = [(row + 1) * self.model.encoder.config.reduction - 1 for row in search.rows]
+        heard = [min(t * SHIFT + WINDOW, len(waveform)) / SAMPLE_RATE for t in last_frame]
+        return [(self.bpe.units[i], row, s) for i, row, s in zip(labels, search.rows, heard, strict=True)]
 
     def stream(self):
         return RecogniserStream(self)

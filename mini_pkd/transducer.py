@@ -114,10 +114,10 @@ class Transducer(Module):
         return asdict(self.config)
 
     def parameters_by_part(self):
-        """{"encoder": how many numbers training changes there, "predictor": ..., ...}"""
+        """{"encoder": how many numbers training changes there, "table": E, "predictor": the rest of it, ...}"""
         sizes = {}
         for name, p in self.named_parameters().items():
-            part = name.split(".")[0]
+            part = "table" if p is self.table else name.split(".")[0]
             sizes[part] = sizes.get(part, 0) + p.data.size
         return sizes
 
@@ -129,7 +129,7 @@ def demo():
     for part, size in model.parameters_by_part().items():
         print(f"{part:20s} {size:7d} parameters")
     print(f"{'in all':20s} {model.num_parameters():7d}")
-    print("the predictor's are 30 x 24 for the table, once, and 4 x 20 x (24 + 20 + 1) for the LSTM")
+    print("the table's are 30 x 24, once for its two uses; the predictor's are its LSTM's, 4 x 20 x (24 + 20 + 1)")
     enc, lengths = model.encode(np.zeros((50, encoder.features), np.float32), [50])
     print(f"50 feature rows -> {lengths[0]} rows for the joint (one per {encoder.reduction}, rounded up)")
     print(f"logits at node (0, 0): {model.joint_logits(enc[:1], model.predictor_start(1)[0]).shape}")

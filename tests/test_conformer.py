@@ -204,6 +204,28 @@ def test_the_past_beyond_all_windows_is_forgotten():
 # --- ragged batches -------------------------------------------------------------------------------------------
 
 
+def test_attention_weights_are_those_that_the_encoder_uses():
+    """Rebuilt from the weights, block i gives the rows that the encoder has after i + 1 blocks."""
+    encoder, x = make(), features(1, 21)
+    for i, rows in enumerate([21, 11, 6, 3]):
+        weights = encoder.attention_weights(x, i)
+        assert weights.shape == (CONFIG.heads, rows, rows)
+        np.testing.assert_allclose(weights.sum(axis=2), 1, atol=1e-12)
+        n, m = np.indices((rows, rows))
+        assert (weights[:, (m > n) | (n - m >= CONFIG.window)] == 0).all() and (weights[:, m == n] > 0).all()
+        with no_grad():
+            before, lengths = encoder(Tensor(x), [21], blocks=i)
+            block = encoder.blocks[i]
+            y = block.feed_forward_1(before, NO_DROPOUT)
+            attention = block.attention
+            values = (attention.norm(y).data @ attention.qkv.weight.data + attention.qkv.bias.data)[:, -CONFIG.width :]
+            heads = [w @ v for w, v in zip(weights, np.split(values, CONFIG.heads, axis=1), strict=True)]
+            out = y.data + np.hstack(heads) @ attention.out.weight.data + attention.out.bias.data
+            np.testing.assert_allclose(out, attention(y, lengths, NO_DROPOUT).data, atol=1e-12)
+    with no_grad():
+        np.testing.assert_array_equal(encoder(Tensor(x), [21], blocks=4)[0].data, encode(encoder, x, [21])[0])
+
+
 @pytest.mark.parametrize("lengths", [[17, 1, 40, 8], [5, 5], [1, 1, 1]])
 def test_a_batch_equals_its_utterances_one_by_one(lengths):
     """In value, in the features' gradient and in the sum of the parameters' gradients."""

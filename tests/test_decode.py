@@ -180,6 +180,21 @@ def test_a_greedy_stream_does_not_depend_on_the_cutting(seed):
         assert greedy(model, enc[: row + 1], [row + 1])[0] == stream.push(enc[row : row + 1])
 
 
+def test_a_greedy_stream_remembers_the_row_of_each_label():
+    spoken = 0
+    for seed in range(20):
+        model = ToyModel(seed, V=4, blank=1.0)
+        enc, stream, known = model.frames(seed, 9), GreedyStream(model), 0
+        for t in range(9):
+            labels = stream.push(enc[t : t + 1])
+            assert stream.rows[known:] == [t] * (len(labels) - known)
+            known = len(labels)
+        whole = GreedyStream(model)
+        assert whole.push(enc) == stream.labels and whole.rows == stream.rows
+        spoken += known
+    assert spoken > 20
+
+
 @pytest.mark.parametrize("T,V,max_symbols", SHAPES)
 def test_the_trace_tells_how_every_hypothesis_came_about(T, V, max_symbols):
     """With a wide beam: after each row all label sequences, and each way with the whole sum of its paths."""

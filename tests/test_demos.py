@@ -32,7 +32,7 @@ CHECKED = [
     ("conformer", "100 rows of 10 ms -> 13 rows of 80 ms"),
     ("conformer", "the first output row that moves is 6 (50 // 8)"),
     ("predictor", "become inputs [0 3 1 0 0 2]"),
-    ("transducer", "predictor               4320 parameters"),
+    ("transducer", "table                    720 parameters\npredictor               3600 parameters"),
     ("transducer", "50 feature rows -> 7 rows"),
     ("rnnt_loss", "alpha and beta  4.495667\n  all 3 paths     4.495667"),
     ("lattice_kl", "0.173287 = 0.173287"),

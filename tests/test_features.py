@@ -14,6 +14,7 @@ from mini_pkd.features import (
     mel_energies_readable,
     mfcc,
     num_frames,
+    stages,
 )
 
 LENGTHS = [1, 2, 159, 160, 161, 399, 400, 401, 559, 560, 561, 719, 720, 721, 3999, 4000, 16000, 20001]
@@ -58,6 +59,19 @@ def test_energies_equal_those_of_one_frame_after_the_other(samples):
     assert fast.shape == readable.shape == (num_frames(samples), NUM_FEATURES)
     # Sums of up to 60 float64 products, in another order.  Where the sum is 0 the library writes a tiny number.
     assert np.abs(fast - readable).max() <= 1e-13 * fast.max()
+
+
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_the_stages_lead_from_the_wave_to_mfcc(samples):
+    x = noise(samples)
+    wave, spectrum, log_mel, cepstra = stages(x)
+    T = num_frames(samples)
+    assert wave.shape == (samples,) and spectrum.shape == (T, 257) and log_mel.shape == (T, 40)
+    np.testing.assert_array_equal(wave, emphasise(x))
+    filters = python_speech_features.get_filterbanks(40, 512, 16000)
+    # both in float64, the sums of 257 terms in another order
+    np.testing.assert_allclose(log_mel, np.log(np.maximum(spectrum @ filters.T, 1)), atol=1e-11)
+    np.testing.assert_array_equal(cepstra, mfcc(x))
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 98, 99, 100])

@@ -16,6 +16,7 @@ from mini_pkd.rnnt_loss import (
     best_path,
     brute_force,
     forward_variables,
+    log_probs,
     log_softmax,
     materialised_loss_and_gradients,
     paths,
@@ -124,6 +125,16 @@ def test_paths_variables_and_the_best_path(seed):
         assert beta[t, u] == pytest.approx(np.logaddexp.reduce([score(e) for e in tails]), abs=1e-12)
     path, total = best_path(log_probs, labels)
     assert tuple(path) == max(every, key=score) and total == pytest.approx(score(path), abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", BATCHES)
+def test_log_probs_of_one_utterance_give_the_loss_of_the_batch(sizes):
+    network, labels, T, U = random_batch(np.random.default_rng(3), sizes)
+    losses, _ = materialised_loss_and_gradients(*network, labels, T, U)
+    for loss, (enc_rows, pred_rows, label_rows) in zip(losses, utterances(T, U), strict=True):
+        lattice = log_probs(network[0][enc_rows], network[1][pred_rows], *network[2:])
+        np.testing.assert_allclose(np.exp(lattice).sum(axis=2), 1, atol=1e-12)
+        assert abs(brute_force(lattice, labels[label_rows]) - loss) < 1e-10
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mini_pkd.memory import keep_freed_memory
-from mini_pkd.tensor import Tensor, is_recording, no_grad, record
+from mini_pkd.tensor import Tensor, graph, is_recording, no_grad, record
 
 
 def add(x, y):
@@ -26,6 +26,25 @@ def double(x):
 
 def leaf(*values):
     return Tensor(np.array(values), requires_grad=True)
+
+
+# --- the tape to look at --------------------------------------------------------------------------
+
+
+def test_a_diamond_is_drawn_with_both_its_sides():
+    x = leaf(3.0)
+    left, right = double(x), multiply(x, x)
+    nodes, edges = graph(add(left, right))
+    assert nodes == [("leaf", (1,)), ("double", (1,)), ("multiply", (1,)), ("add", (1,))]
+    assert sorted(edges) == [(0, 1), (0, 2), (0, 2), (1, 3), (2, 3)]
+    assert all(parent < result for parent, result in edges)
+
+
+def test_the_drawn_tape_of_a_leaf_of_a_constant_and_of_nothing_recorded():
+    assert graph(leaf(1.0)) == ([("leaf", (1,))], [])
+    assert graph(leaf(1.0) * 2)[0] == [("leaf", (1,)), ("leaf", ()), ("mul", (1,))]
+    with no_grad():
+        assert graph(leaf(1.0) + 1.0) == ([("leaf", (1,))], [])
 
 
 # --- gradients ------------------------------------------------------------------------------------

@@ -130,6 +130,40 @@ def test_max_symbols_bounds_what_is_said_per_row(model, normaliser, bpe):
         assert text == bpe.decode([3] * (most * rows))
 
 
+def test_the_lattice_of_a_transcript_is_what_the_decoder_walks(model, normaliser, bpe):
+    """Node by node, symbol by symbol fed to the predictor as a search does; without labels one column is left."""
+    recogniser, audio = Recogniser(model, normaliser, bpe), waveform(0, 20000)
+    features = normaliser(mfcc(audio))
+    enc, lengths = model.encode(features, [len(features)])
+    for text in ("TWO ONE", "NINE", ""):
+        found, labels = recogniser.lattice(audio, text)
+        assert labels.tolist() == bpe.encode(text) and found.shape == (lengths[0], len(labels) + 1, bpe.size)
+        pred, state = model.predictor_start(1)
+        for u in range(len(labels) + 1):
+            logits = model.joint_logits(enc, np.repeat(pred, len(enc), axis=0))  # (T', V)
+            expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+            # float32, 8 rows or 16 at a time: some 1e-6 by rounding
+            np.testing.assert_allclose(found[:, u], expected, atol=2e-5)
+            if u < len(labels):
+                pred, state = model.predictor_step(labels[u : u + 1], state)
+
+
+@pytest.mark.parametrize("samples", [1, 400, 1680, 20000])
+def test_emissions_are_what_a_stream_has_heard_when_it_speaks(model, normaliser, bpe, samples):
+    """Fed a sample at a time near each emission, the stream says the unit exactly then."""
+    recogniser, audio = Recogniser(model, normaliser, bpe, beam=1), waveform(1, samples)
+    said = recogniser.emissions(audio)
+    assert bpe.decode([bpe.units.index(unit) for unit, _, _ in said]) == recogniser.transcribe(audio)
+    rows = [row for _, row, _ in said]
+    assert rows == sorted(rows) and all(0 < seconds <= samples / 16000 for *_, seconds in said)
+    for moment in {round(16000 * seconds) for *_, seconds in said} - {samples}:
+        stream = recogniser.stream()
+        before, after = stream.push(audio[: moment - 1]), stream.push(audio[moment - 1 : moment])
+        units = [[unit for unit, _, s in said if s * 16000 <= end + 0.5] for end in (moment - 1, moment)]
+        assert [before, after] == [bpe.decode([bpe.units.index(unit) for unit in spoken]) for spoken in units]
+    assert said or samples < 20000
+
+
 def test_a_stream_without_samples_says_so(model, normaliser, bpe):
     stream = Recogniser(model, normaliser, bpe).stream()
     assert stream.push(np.zeros(0, np.float32)) == ""

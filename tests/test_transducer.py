@@ -269,8 +269,9 @@ def test_the_batch_is_the_mean_of_its_utterances():
 def test_parameters_by_part():
     model = make()
     parts = model.parameters_by_part()
-    assert list(parts) == ["encoder", "predictor", "encoder_to_joint", "predictor_to_joint", "output_bias"]
-    assert parts["predictor"] == model.predictor.num_parameters() and parts["encoder_to_joint"] == 8 * 7 + 7
+    assert list(parts) == ["encoder", "table", "predictor", "encoder_to_joint", "predictor_to_joint", "output_bias"]
+    assert parts["table"] == 6 * 7 and parts["encoder_to_joint"] == 8 * 7 + 7
+    assert parts["predictor"] + parts["table"] == model.predictor.num_parameters()
     assert sum(parts.values()) == model.num_parameters() == count_parameters(CONFIG)
 
 

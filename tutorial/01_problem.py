@@ -1,0 +1,145 @@
+# %% [markdown]
+# # 01 The problem: a recogniser that fits into a pocket
+#
+# A speech recogniser that runs on a phone must be small. Small recognisers make more mistakes. The paper that this
+# project rebuilds asks how to shrink one and lose little: let a large model, the *teacher*, show a smaller one, the
+# *student*, what it thinks at every moment, let that student teach a smaller one still, and so on.
+#
+# This notebook shows what goes in, what comes out, and the picture that all of it is about. The twelve after it build
+# every part, and in 11 you will judge the idea yourself.
+#
+# Once per machine, the kernels are compiled, which takes about 40 seconds of the first cell. After that every notebook
+# takes less than a minute.
+
+# %%
+import numpy as np
+
+from mini_pkd import warm_up
+from mini_pkd.report import table1
+from mini_pkd.scales import FULL
+from mini_pkd.tables import as_text
+from mini_pkd.transducer import count_parameters
+from tutorial import draw, models, utterance
+from tutorial.exercise import check
+
+warm_up.ensure()
+spoken = utterance.load()
+print(spoken.text)
+draw.hear(spoken.path)
+
+# %% [markdown]
+# ## In: sound. Out: words
+#
+# **Question.** What does a trained model do with this? One call: 16,000 samples a second go in, text comes out.
+# T1 is the teacher. S3 was taught by a student of T1. B2 is as small as S3, and nobody taught it.
+#
+# You will follow this one utterance through all notebooks.
+
+# %%
+for name in ("T1", "S3", "B2"):
+    recogniser = models.load(name)
+    print(f"{name}  {models.megabytes(name):4.1f} MB  {recogniser.transcribe(spoken.wave)}")
+
+# %% [markdown]
+# One utterance proves nothing: a model may be lucky. The test set has some two hundred. The *word error rate* (WER) is
+# the number of wrong, missing and superfluous words over all of them, divided by the number of words.
+#
+# ## The trade
+#
+# **Question.** What does a megabyte buy? All six models of the default run, `python -m mini_pkd.cascade`:
+
+# %%
+runs = models.runs()
+print(as_text(*table1(runs, compact=True)))
+draw.show(
+    draw.wer_against_size(runs),
+    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: models whose bars "
+    "overlap much may differ by luck. Students that were taught (circles, squares) lie below the triangles of the same "
+    "size that were not, or level with them.",
+)
+
+# %% [markdown]
+# **A model's size** is a product: the number of parameters times the bytes of one. Ours have 4 bytes each.
+
+# %%
+size = models.load("T1").model.num_parameters()
+print(f"T1 has {size:,} parameters: {4 * size / 1e6:.2f} MB, and its file has {models.megabytes('T1'):.2f} MB")
+assert abs(models.megabytes("T1") - 4 * size / 1e6) < 0.1
+
+# %% [markdown]
+# **Exercise 1.** The paper's own T1 has 128 million parameters. How many MB is that, at 4 bytes each?
+
+# %%
+# SOLUTION: megabytes = ...
+megabytes = 128 * 4
+# END SOLUTION
+check(
+    megabytes, lambda mb: abs(mb - 4 * count_parameters(FULL.sizes["T1"].config(10026)) / 1e6) < 2, "Bytes, not bits."
+)
+
+# %% [markdown]
+# **Exercise 2.** And the smallest student, S8, which the paper makes 81 % smaller?
+
+# %%
+# SOLUTION: megabytes = ...
+megabytes = (1 - 0.81) * 128 * 4
+# END SOLUTION
+check(megabytes, lambda mb: abs(mb - 4 * 24.3) < 3, "81 % smaller leaves 19 % of it.")
+
+# %% [markdown]
+# ## Break it: noise
+#
+# **Question.** How robust is what was learned? Add white noise to the same utterance, louder and louder. SNR is how
+# much stronger the speech is than the noise, in decibels: at 0 they are equally strong.
+
+# %%
+rng = np.random.default_rng(0)
+noise = rng.standard_normal(len(spoken.wave)) * np.sqrt(np.mean(spoken.wave**2))
+teacher = models.load("T1")
+heard = {}
+for snr in (40, 20, 10, 0, -10):
+    heard[snr] = teacher.transcribe(np.clip(spoken.wave + noise * 10 ** (-snr / 20), -1, 1))
+    print(f"{snr:4d} dB  {heard[snr]}")
+assert heard[-10] != heard[40]
+
+# %% [markdown]
+# It does not say "I do not know". It was trained on numbers, so to it everything is a number, noise included.
+#
+# ## Break it: a word that it cannot know
+#
+# The output is made of *units*, pieces of words (notebook 04), learned from the training text. A word with a letter
+# that never occurred there cannot be written at all; one with known letters can be written, but was never heard.
+
+# %%
+letters = {unit for unit in teacher.bpe.units if len(unit) == 1}
+for word in ("SEVENTEEN", "NINETYTHREE", "JAZZ"):
+    missing = sorted(set(word) - letters)
+    print(f"{word:12s}", f"cannot be written: no unit for {', '.join(missing)}" if missing else "can be written")
+assert set("JAZZ") - letters
+
+# %% [markdown]
+# **Exercise 3.** Which letters of the alphabet can this model never write? Give them as a sorted string.
+
+# %%
+alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# SOLUTION: never = ...
+never = "".join(letter for letter in alphabet if letter not in letters)
+# END SOLUTION
+check(
+    never, lambda s: set(s) == set(alphabet) - letters and s == "".join(sorted(s)), "Go through the alphabet in order."
+)
+
+# %% [markdown]
+# ## The number
+#
+# Teacher and smallest student on the whole test set: what was saved, and what it cost.
+
+# %%
+teacher_wer, student_wer = (100 * runs.mean(name, "wer", "test-clean") for name in ("T1", "S3"))
+low, high = (100 * bound for bound in runs.get("S3", "wer_ci95", "test-clean")[0])
+print(f"T1  {models.megabytes('T1'):.2f} MB  WER {teacher_wer:.1f} %")
+print(f"S3  {models.megabytes('S3'):.2f} MB  WER {student_wer:.1f} % [{low:.1f}, {high:.1f}]")
+assert models.megabytes("S3") < 0.25 * models.megabytes("T1") and low <= student_wer <= high
+
+# %% [markdown]
+# **Next:** [02 autodiff](02_autodiff.ipynb): how a program learns the derivative of what it has just computed.

@@ -1,0 +1,200 @@
+# %% [markdown]
+# # 03 Sound: from a waveform to forty numbers every 10 ms
+#
+# A microphone gives 16,000 numbers a second. A word takes half of one. No network wants to find SEVENTY in 8,000
+# numbers, most of which say where in its swing the air happens to be. This notebook follows one utterance through the
+# four steps that leave what matters: 40 numbers, a hundred times a second.
+#
+# You will be able to say what each step throws away, and to do it on a stream without changing a single row.
+
+# %%
+import numpy as np
+
+from mini_pkd.features import PREEMPHASIS, Normaliser, StreamingMFCC, emphasise, mfcc, num_frames, stages
+from mini_pkd.seeds import generator
+from mini_pkd.specaugment import SpecAugmentPolicy, spec_augment
+from tutorial import draw, utterance
+from tutorial.exercise import check
+
+spoken = utterance.load()
+print(f"{spoken.text}, {len(spoken.wave)} samples, {spoken.seconds:.2f} s")
+draw.hear(spoken.path)
+
+# %% [markdown]
+# ## Four steps in one picture
+#
+# **Question.** What does the network see of this?
+#
+# $$ y_n = x_n - 0.97\,x_{n-1} \qquad p_t(f) = \tfrac{1}{512}\,|\mathrm{FFT}(y \cdot \text{window at } t)|^2 \qquad
+#    e_t = \text{filters} \cdot p_t \qquad c_t = \mathrm{DCT}(\ln e_t) $$
+#
+# - *Pre-emphasis* lifts high frequencies, which speech has less of.
+# - A *spectrum* of 25 ms says how much of each frequency there is. It forgets the phase, which we do not hear.
+# - *Mel filters* add up neighbours, few at the bottom and many at the top, as the ear does.
+# - The *cepstrum* turns the 40 bands by a rotation: coefficient 0 is loudness, 1 is tilt, later ones are finer ripples.
+#
+# `features.stages` returns all four, and `mfcc` only the last, which is what training uses.
+
+# %%
+found = stages(spoken.wave)
+assert np.array_equal(found.cepstra, mfcc(spoken.wave))
+draw.show(
+    draw.sound(spoken.wave, found),
+    "One utterance, four times: the wave, its spectrum, 40 mel bands, 40 cepstra. Vowels are stripes at multiples of "
+    "the voice's pitch in the spectrum; the S of SEVENTY and the F of FIFTEEN are clouds at the top; in the mel bands "
+    "the stripes have melted into broad humps, which is what tells vowels apart.",
+)
+
+# %% [markdown]
+# **Why rotate at all**, if a rotation loses nothing? Because neighbouring bands rise and fall together, and cepstra do
+# so less. Here is the mean absolute correlation between different columns, before and after.
+
+# %%
+correlations = {}
+for name, rows in (("mel bands", found.log_mel), ("cepstra", found.cepstra)):
+    c = np.corrcoef(rows.T)
+    correlations[name] = np.abs(c[~np.eye(len(c), dtype=bool)]).mean()
+    print(f"{name:10s} {correlations[name]:.2f}")
+assert correlations["cepstra"] < 0.7 * correlations["mel bands"]
+
+# %% [markdown]
+# ## How many rows?
+#
+# A row needs 400 samples, and the next begins 160 later. The last one is filled up with zeros.
+
+# %% [markdown]
+# **Exercise 1.** How many rows do 37,520 samples make? Write the formula with `samples`, not the number: 400 samples
+# make one row, 401 make two.
+
+# %%
+samples = 37_520
+# SOLUTION: frames = ...
+frames = 1 + -(-(samples - 400) // 160)  # -(-a // b) rounds up
+# END SOLUTION
+check(frames, num_frames(samples), "One row for the first 400 samples, then one for every 160 begun: round up.", 0)
+
+# %% [markdown]
+# ## A stream gives the same rows
+#
+# **Question.** Audio arrives in pieces. Two things reach from one piece into the next: a window that has begun, and the
+# one sample before, which pre-emphasis subtracts. `StreamingMFCC` keeps both.
+
+# %%
+stream, whole = StreamingMFCC(), mfcc(spoken.wave)
+pieces = [stream.push(spoken.wave[i : i + 777]) for i in range(0, len(spoken.wave), 777)] + [stream.flush()]
+streamed = np.concatenate(pieces)
+print(f"{len(streamed)} rows, largest difference {np.abs(streamed - whole).max():.1e}")
+assert streamed.shape == whole.shape and np.abs(streamed - whole).max() < 1e-3
+
+# %% [markdown]
+# **Break it.** Restart the pre-emphasis with every piece, as happens when a feature extractor is called on pieces. The
+# sample before is then 0, and the first sample of each piece becomes a click.
+
+# %%
+restarted = np.concatenate([emphasise(spoken.wave[i : i + 1600]) for i in range(0, len(spoken.wave), 1600)])
+clicks = np.abs(restarted - emphasise(spoken.wave))
+print(f"{np.count_nonzero(clicks > 1e-9)} samples of {len(clicks)} are wrong")
+
+# %%
+from mini_pkd.features import cepstra, mel_energies
+
+wrong = np.abs(cepstra(mel_energies(restarted)) - whole).max(axis=1)
+draw.show(
+    draw.rows_apart({"kept": np.abs(streamed - whole).max(axis=1), "restarted every 0.1 s": wrong}),
+    "Largest difference of a row from that of the whole utterance. With the sample before kept, none. Restarted every "
+    "0.1 s, the rows around each cut are wrong, by as much as a vowel differs from the next.",
+)
+assert wrong.max() > 1 and np.count_nonzero(clicks > 1e-9) < 0.001 * len(clicks)
+
+# %% [markdown]
+# One sample in 1,600 was wrong. That is why toolkits whose streams do not match their files have such a long list of
+# complaints: the error is small, regular, and everywhere.
+
+# %% [markdown]
+# **Exercise 2.** Write pre-emphasis for a piece, so that pieces joined are the whole. `previous` is the last sample of
+# the piece before.
+
+
+# %%
+# SOLUTION: piecewise = ...
+def piecewise(x, previous):
+    return x - PREEMPHASIS * np.concatenate([[previous], x[:-1]])
+
+
+# END SOLUTION
+def same_as_whole(function):
+    x = spoken.wave[6000:6500].astype(float)
+    cut = [function(x[:200], 0.0), function(x[200:], x[199])]
+    return np.allclose(np.concatenate(cut) * 32768, emphasise(x))
+
+
+check(piecewise, same_as_whole, "Look at the first sample of each piece: which number stands before it?")
+
+# %% [markdown]
+# ## Silence
+#
+# **Break it.** Digital silence has energy 0, and ln 0 is minus infinity. The floor of 1 (in units of a 16 bit sample,
+# squared) makes it a row of zeros. Without a floor, or with the tiny one that many libraries put there, a pause in a
+# file becomes the loudest event of all.
+
+# %%
+silence = np.maximum(mel_energies(emphasise(np.zeros(1600))), np.finfo(float).eps)
+print(f"with the floor: {np.abs(mfcc(np.zeros(1600))).max():.1f}   without: {np.log(silence).min():.1f}")
+assert np.abs(mfcc(np.zeros(1600))).max() == 0 and np.log(silence).min() < -30
+
+# %% [markdown]
+# ## One scale for all, then masks
+#
+# The normaliser subtracts a mean and divides by a deviation, one pair for each coefficient, measured once on the
+# training set. Nothing in it depends on the rest of the utterance, so it streams.
+#
+# In training, *SpecAugment* then hides random stretches. A model that cannot count on any single stretch learns to use
+# all of them. Zero is the mean of normalised rows, so it is the least surprising thing to put there.
+
+# %%
+normaliser = Normaliser.estimate([mfcc(utterance.hear(u).wave) for u in utterance.part("dev")[:40]])
+rows = normaliser(whole)
+hidden = spec_augment(rows, [len(rows)], [generator(7, "tutorial")], SpecAugmentPolicy())
+share = 1 - np.count_nonzero(hidden) / hidden.size
+draw.show(
+    draw.masks(rows, hidden),
+    f"Normalised cepstra, and what training sees of them in one epoch: {share:.0%} are hidden. Vertical bands hide "
+    "time, horizontal ones hide coefficients. Every epoch draws new ones.",
+)
+assert 0.05 < share < 0.8
+
+# %% [markdown]
+# **Exercise 3.** The default policy hides at most two stretches of 40 rows, each at most a fifth of the utterance, and
+# two bands of 8 coefficients. What share of an utterance of 400 rows can it hide at most?
+
+# %%
+# SOLUTION: most = ...
+most = 1 - (1 - 2 * 40 / 400) * (1 - 2 * 8 / 40)  # what is left are rows that are seen, times coefficients that are
+# END SOLUTION
+
+
+def hidden_at_most(share):
+    seen = np.ones((400, 40))
+    seen[:80] = seen[:, :16] = 0
+    return abs(share - (1 - seen.mean())) < 1e-9
+
+
+check(most, hidden_at_most, "Count what is left, not what is hidden: the bands cross, and a crossing counts once.")
+
+# %% [markdown]
+# ## The number
+#
+# How far apart can a stream and a file be? Pieces of every size from one sample to a second, and the largest difference
+# of any number in any row.
+
+# %%
+largest = 0.0
+for size in (1_000, 1_601, 160, 400, 16_000):
+    stream = StreamingMFCC()
+    rows = [stream.push(spoken.wave[i : i + size]) for i in range(0, len(spoken.wave), size)] + [stream.flush()]
+    largest = max(largest, np.abs(np.concatenate(rows) - whole).max())
+print(f"streamed against whole: largest difference {largest:.1e}, where values reach {np.abs(whole).max():.0f}")
+assert largest < 1e-3
+
+# %% [markdown]
+# **Next:** [04 words](04_words.ipynb), the other end of the model: what should come out.

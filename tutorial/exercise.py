@@ -1,0 +1,51 @@
+"""`check` says at once whether an answer is right, and if not, where to look."""
+
+import numpy as np
+
+UNANSWERED = "Not answered yet"  # build.py fails when a notebook with its solutions prints this
+
+
+class Wrong(AssertionError):
+    """An answer that is not right.  A notebook shows its sentence alone, without a traceback."""
+
+    def _render_traceback_(self):
+        return [str(self)]
+
+
+def check(answer, expected, hint, tolerance=1e-6):
+    """Print "Right" or raise Wrong with the hint.
+
+    answer     what the learner found; `...`, the blank, is not answered yet, and no error
+    expected   a function that says whether it is right, or a value: numbers and arrays agree within `tolerance` of the
+               larger one (0 for exactly), everything else must be equal
+    hint       one or two sentences: how to find the mistake
+
+    >>> check(2 + 2, 4, "Count again.")
+    Right: 4
+    >>> check(..., 4, "Count again.")
+    Not answered yet. Put your answer in the place of the dots.
+    """
+    if answer is ...:
+        print(f"{UNANSWERED}. Put your answer in the place of the dots.")
+        return
+    try:
+        right = expected(answer) if callable(expected) else _agree(answer, expected, tolerance)
+    except Exception as error:  # whatever a learner's function raises is an answer too
+        raise Wrong(f"Not right yet: it ends in {type(error).__name__}: {error}. Hint: {hint}") from None
+    if not right:
+        raise Wrong(f"Not right yet{_shown(answer, ': ')}. Hint: {hint}")
+    print(f"Right{_shown(answer, ': ')}")
+
+
+def _agree(answer, expected, tolerance):
+    if isinstance(expected, (str, bytes, list, tuple, dict, set, bool, type(None))):
+        return answer == expected
+    answer, expected = np.asarray(answer, dtype=float), np.asarray(expected, dtype=float)
+    return answer.shape == expected.shape and np.allclose(answer, expected, rtol=tolerance, atol=1e-12)
+
+
+def _shown(answer, before):
+    """A short answer, to be read beside the verdict; nothing for functions and large arrays."""
+    if callable(answer) or np.size(answer) > 8:
+        return ""
+    return before + (f"{answer:.6g}" if isinstance(answer, (float, np.floating)) else str(answer))
