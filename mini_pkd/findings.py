@@ -190,3 +190,21 @@ def _tally(runs, found, pairs):
                 f"({beats} beyond noise; {worse} worse beyond noise)"
             )
     return ", ".join(parts) or DASH
+
+
+def verdicts(runs, found):
+    """The rule by which the findings were judged, and then the findings, one sentence each."""
+    tested = [f for f in found if f.verdict != "not tested"]
+    if tested:
+        rule, luck = "for this one seed", "not that of the training: another seed would give other models"
+        if runs.several:
+            rule, luck = "in the majority of the seeds, and in none the opposite", "not that of the training"
+        if runs.several and runs.pooled:
+            rule, luck = "when seeds and utterances are resampled", "and of the training as far as so few seeds tell"
+        yield (
+            f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
+            f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "
+            f"one in twenty would look like a difference by chance alone. The intervals cover the luck of the test "
+            f"set, {luck}."
+        )
+    yield "\n".join(f"- {f.sentence()}" for f in found) or "No two models to compare yet."
