@@ -96,7 +96,7 @@ def report_text(runs, figures=(), remark=None):
         "The WER of a taught student relative to that of the untaught one of its size, negative is better, and the WER "
         "of the untaught one in multiples of T1's; in brackets 95 % intervals, p of the paired test."
     )
-    parts += ["## Table 3: what a teacher is worth, and what size is worth without one", worth]
+    parts += ["## What a teacher is worth, and what size is worth without one", worth]
     parts.append(as_markdown(*teaching_table(runs)))
     for title, caption, images in figures:
         parts += [f"## {title}", caption, *(f"![{alt}]({path.name})" for path, alt in images)]
