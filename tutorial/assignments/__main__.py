@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from mini_pkd.command import UsageError, command
+from mini_pkd.command import UsageError, command, disk_errors
 
+from . import build, grade, jail
 from . import task as form
 
 PROGRAM = "python -m tutorial.assignments"
@@ -22,22 +23,55 @@ def parser():
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
     names = [name for name in form.NAMES if form.exists(name)]
 
-    build = actions.add_parser("build", help="what students get and what the teacher keeps")
-    build.add_argument("--to", required=True, metavar="DIR", help="DIR/students is for the class, DIR/teacher is not")
-    build.add_argument(
-        "--dialect", metavar="KEY", help="draw the class's conventions from this word; default: the package's"
+    building = actions.add_parser("build", help="what students get and what the teacher keeps")
+    building.add_argument(
+        "--to", required=True, metavar="DIR", help="DIR/students is for the class, DIR/teacher is not"
     )
-    build.add_argument("--only", nargs="+", choices=names, default=names, metavar="aN", help="default: all")
+    building.add_argument(
+        "--dialect", metavar="KEY", help="draw the conventions from this word; default: the package's"
+    )
+    building.add_argument("--only", nargs="+", choices=names, default=names, metavar="aN", help="default: all")
+
+    grading = actions.add_parser("grade", help="grade what students have handed in")
+    grading.add_argument("assignment", choices=names, metavar="aN")
+    grading.add_argument(
+        "submissions", nargs="+", metavar="SUBMISSIONS", help="folders of ID/aN.py or ID.zip, or single ones"
+    )
+    grading.add_argument("--key", required=True, metavar="FILE", help="teacher/key.json, which build has written")
+    grading.add_argument(
+        "--out", required=True, metavar="DIR", help="results go here; finished ones are not done again"
+    )
+    grading.add_argument("--jail", choices=jail.NAMES, default="auto", help="default: auto, which is bwrap, else uid")
+    grading.add_argument(
+        "--jobs", type=jobs, default=jail.cores(), metavar="N", help="submissions at once; default: cores"
+    )
+    grading.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def jobs(text):
+    number = int(text)
+    if not 1 <= number <= 64:
+        raise ValueError
+    return number
 
 
 @command("assignments")
 def main(arguments=None):
     options = parser().parse_args(arguments)
     if options.action == "build":
-        from .build import build
-
-        build(options.to, options.only, options.dialect)
+        with disk_errors(options.to):
+            build.build(options.to, options.only, options.dialect)
+        print(f"for the class: {options.to}/students    for you alone: {options.to}/teacher")
+        return
+    with disk_errors(options.out):
+        results = grade.grade(
+            options.assignment, options.submissions, options.key, options.out, options.jail, options.jobs, options.quiet
+        )
+    for name, result in sorted(results.items()):
+        print(f"{result['score']:6g}  {name}")
+    kind = next(iter(results.values()))["extra_data"]["jail"]
+    print(f"jail: {kind}; {options.out}/class.csv, feedback/, results/, and overlap.csv for you alone")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ CONVENTIONS = {
         },
         "last": {
             "blank": "-1",
-            "where blank is": "the last symbol, V - 1",
+            "where blank is": "symbol V - 1",
             "other blank": "0",
             "A": "0",
             "B": "1",
@@ -866,8 +866,8 @@ the same frame.
         t = 1        o ---- A ------> o ---- B ------> o -- blank --> end
 
 The loss is $-\ln P(\text{transcript})$, summed over every path to the end (Graves 2012, arXiv 1211.3711). You compute
-it one path at a time, which shows what is meant; by recursion, which is fast; and you prepare it in little memory, which
-is what a vocabulary of 20,000 symbols asks for.
+it one path at a time, which shows what is meant, and by recursion, which is fast; and you prepare it in little memory,
+because a vocabulary of 20,000 symbols asks for that.
 
 In this class all arrays over nodes have the axes **(«nodes»)**: node (t, u) is `«at (t, u)»`.
 """,

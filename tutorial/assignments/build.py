@@ -48,8 +48,8 @@ def handout(assignment, dialect):
     name = assignment.name
     lines.append(
         f"Write your functions in `{name}.py` and hand in this file only. It may import numpy and the standard "
-        f"library. `python -m pytest test_{name}.py` runs the visible tests, `python -m pytest -m {name}_2` those of task 2; "
-        f"`{name}.ipynb` shows what your functions do (`pip install numpy pytest jupyterlab matplotlib`).\n\n"
+        f"library. `python -m pytest test_{name}.py` runs the visible tests, `python -m pytest -m {name}_2` those "
+        f"of task 2; `{name}.ipynb` shows what your functions do (`pip install numpy pytest notebook matplotlib`).\n\n"
         "The grader calls each function on other inputs than the visible tests, in groups; a group pays all of its "
         "points or none. Every task is called by itself, with correct inputs, so a mistake in one costs nothing in "
         "the others. A task has 3 seconds of processor time. Names, arguments and results must stay as they are; "
