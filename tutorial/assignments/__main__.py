@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 from mini_pkd.command import UsageError, command, disk_errors
 
@@ -64,6 +65,7 @@ def main(arguments=None):
             build.build(options.to, options.only, options.dialect)
         print(f"for the class: {options.to}/students    for you alone: {options.to}/teacher")
         return
+    warnings.simplefilter("ignore", RuntimeWarning)  # a mutant's mean of nothing is none of the teacher's business
     with disk_errors(options.out):
         results = grade.grade(
             options.assignment, options.submissions, options.key, options.out, options.jail, options.jobs, options.quiet

@@ -766,7 +766,7 @@ def step_log_probs(enc, pred, table, bias, labels):
     mutants=(
         Mutant(
             "materialised",
-            "out of memory, as if the logits of all nodes were made at once: make them a few hundred symbols at a time",
+            "as if the logits of all nodes were made at once: make them for a few hundred symbols at a time",
             [("chunk = 512", "chunk = len(table)")],
             ends="memory",
         ),

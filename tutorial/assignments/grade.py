@@ -99,10 +99,9 @@ def _notes(assignment, task, dialect, inputs, answers, expected, right, ended):
         notes.append("The process ended, or sent something that is no answer, before all cases were answered.")
     ends = {"time"} if ended.how == "time" else set()
     ends |= {"memory"} if any(answer.kind == "MemoryError" for answer in raised) else set()
-    known = [mutant.sentence for mutant in task.mutants if mutant.ends in ends and mutant.ends]
     for text in dict.fromkeys(map(str, raised)):
         notes.append(f"It raised {text}.")
-    notes += [_sentence(dialect, sentence) for sentence in known]
+    notes += [f"It ends {dialect.render(mutant.sentence)}." for mutant in task.mutants if mutant.ends in ends]
     wrong = [
         (case, found, value)
         for case, found, value, good in zip(inputs, answers, expected, right, strict=True)
@@ -133,14 +132,10 @@ def _mistakes(assignment, task, dialect, inputs, answers, expected, wrong):
         if agreeing == len(wrong) and all(
             alike(case, found) for case, found in zip(inputs, answers, strict=True) if isinstance(found, list)
         ):
-            return [_sentence(dialect, mutant.sentence)]
+            return [f"Your answers are {dialect.render(mutant.sentence)}."]
         if 2 * agreeing > len(wrong):
-            partly.append(f"In some cases: {_sentence(dialect, mutant.sentence)}")
+            partly.append(f"Some of your answers are {dialect.render(mutant.sentence)}.")
     return partly[:1]
-
-
-def _sentence(dialect, sentence):
-    return f"Your answers are {dialect.render(sentence)}."
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -249,7 +244,7 @@ def grade(name, paths, key_path, out, kind="auto", jobs=1, quiet=False, wall=jai
         except submission.Unusable as error:
             problem = printable(str(error))
         mark_of = version.copy()
-        mark_of.update(repr([key, kind, who, problem]).encode() + source)
+        mark_of.update(repr([key, cage.kind, who, problem]).encode() + source)
         fingerprint = mark_of.hexdigest()
         place = out / "results" / f"{who}.json"
         try:

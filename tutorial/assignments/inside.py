@@ -144,6 +144,33 @@ def limit(limits):
     lower("RLIMIT_AS", has + limits["memory"])
 
 
+def frames(job, data, source):
+    """The bytes to send, one piece for each case: imports the student's file, then answers."""
+    import numpy as np
+
+    def failure(error, kind=b"\1"):
+        return kind + np.array(kind_and_line(error, job["file"]), np.int32).tobytes()
+
+    try:
+        student = types.ModuleType(job["file"].removesuffix(".py"))
+        sys.modules[student.__name__] = student
+        exec(compile(source, job["file"], "exec"), vars(student))
+    except BaseException as error:  # SystemExit as well
+        yield failure(error, b"\2")
+        return
+    scope, take = {}, taker(data)
+    exec(job["drive"], scope)
+    for case in job["cases"]:
+        inputs = decode(case, take)
+        try:
+            with np.errstate(all="ignore"):
+                arrays = as_arrays(scope["drive"](student, *inputs), job["outputs"])
+            answer = b"\0" + b"".join(np.array(array.shape, np.int64).tobytes() + array.tobytes() for array in arrays)
+        except BaseException as error:
+            answer = failure(error)
+        yield answer
+
+
 def main():
     pipe = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -154,42 +181,17 @@ def main():
         os.dup2(nowhere, stream)
     head, _, data = data.partition(b"\n")
     job = json.loads(head)
-    take = taker(data)
     if job["numpy"]:
         sys.path.insert(0, job["numpy"])
     import numpy as np
 
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), job["file"]), "rb") as file:
+        source = file.read()
     np.ones((256, 256)) @ np.ones((256, 256))  # BLAS takes its 32 MiB of buffers now, not from the student
     limit(job["limits"])
-
-    def send(data):
-        while data:
-            data = data[os.write(pipe, data) :]
-
-    def send_error(error, kind=b"\1"):
-        send(kind + np.array(kind_and_line(error, job["file"]), np.int32).tobytes())
-
-    folder = os.path.dirname(os.path.abspath(__file__))
-    try:
-        with open(os.path.join(folder, job["file"]), "rb") as file:
-            source = file.read()
-        student = types.ModuleType(job["file"].removesuffix(".py"))
-        sys.modules[student.__name__] = student
-        exec(compile(source, job["file"], "exec"), vars(student))
-    except BaseException as error:  # SystemExit as well
-        send_error(error, b"\2")
-        return
-    drive = {}
-    exec(job["drive"], drive)
-    for case in job["cases"]:
-        try:
-            with np.errstate(all="ignore"):
-                arrays = as_arrays(drive["drive"](student, *decode(case, take)), job["outputs"])
-            answer = b"\0" + b"".join(np.array(array.shape, np.int64).tobytes() + array.tobytes() for array in arrays)
-        except BaseException as error:
-            send_error(error)
-        else:
-            send(answer)
+    for frame in frames(job, data, source):
+        while frame:
+            frame = frame[os.write(pipe, frame) :]
 
 
 if __name__ == "__main__":

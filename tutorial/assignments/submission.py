@@ -78,9 +78,10 @@ def _regular(path, largest):
         raise Unusable(f"{path.name} is missing") from None
     except OSError:
         raise Unusable(f"{path.name} is not a regular file that can be read") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Unusable(f"{path.name} is not a regular file")
     with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Unusable(f"{path.name} is not a regular file")
         data = file.read(largest + 1)
     if len(data) > largest:
         raise Unusable(f"{path.name} is larger than {largest // 2**20} MB")

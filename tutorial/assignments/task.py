@@ -34,7 +34,7 @@ class Mutant(NamedTuple):
     """A plausible mistake: the solution, with each `old` of changes (it stands there exactly once) made `new`."""
 
     name: str
-    sentence: str  # completes "Your answers are ..."; it tells the mistake and no input
+    sentence: str  # completes "Your answers are ..." (or "It ends ..."); it tells the mistake and no input
     changes: list  # [(old, new), ...]
     # A mistake that shows in no value: "time" for one that hangs, "memory" for one that needs too much.  The grader
     # never runs it; a submission that ends in this way gets the sentence.
