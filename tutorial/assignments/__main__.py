@@ -3,10 +3,11 @@
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 from mini_pkd.command import UsageError, command, disk_errors
 
-from . import build, grade, jail
+from . import build, grade, jail, nbgrader_export
 from . import task as form
 
 PROGRAM = "python -m tutorial.assignments"
@@ -47,6 +48,11 @@ def parser():
         "--jobs", type=jobs, default=jail.cores(), metavar="N", help="submissions at once; default: cores"
     )
     grading.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    exporting = actions.add_parser("nbgrader", help="write an assignment for nbgrader (the README says what it leaks)")
+    exporting.add_argument("assignment", choices=names, metavar="aN")
+    exporting.add_argument("--key", required=True, metavar="FILE", help="teacher/key.json, which build has written")
+    exporting.add_argument("--to", required=True, metavar="DIR", help="the folder `source` of an nbgrader course")
     return parser
 
 
@@ -64,6 +70,10 @@ def main(arguments=None):
         with disk_errors(options.to):
             build.build(options.to, options.only, options.dialect)
         print(f"for the class: {options.to}/students    for you alone: {options.to}/teacher")
+        return
+    if options.action == "nbgrader":
+        with disk_errors(options.to):
+            print(nbgrader_export.write(options.assignment, grade.read_key(options.key), Path(options.to)))
         return
     warnings.simplefilter("ignore", RuntimeWarning)  # a mutant's mean of nothing is none of the teacher's business
     with disk_errors(options.out):

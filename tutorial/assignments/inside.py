@@ -144,20 +144,28 @@ def limit(limits):
     lower("RLIMIT_AS", has + limits["memory"])
 
 
-def frames(job, data, source):
-    """The bytes to send, one piece for each case: imports the student's file, then answers."""
+def failure(error, file, kind=b"\1"):
     import numpy as np
 
-    def failure(error, kind=b"\1"):
-        return kind + np.array(kind_and_line(error, job["file"]), np.int32).tobytes()
+    return kind + np.array(kind_and_line(error, file), np.int32).tobytes()
 
+
+def frames(job, data, source):
+    """The bytes to send, one piece for each case: imports the student's file, then answers."""
     try:
         student = types.ModuleType(job["file"].removesuffix(".py"))
         sys.modules[student.__name__] = student
         exec(compile(source, job["file"], "exec"), vars(student))
     except BaseException as error:  # SystemExit as well
-        yield failure(error, b"\2")
+        yield failure(error, job["file"], b"\2")
         return
+    yield from answers(job, data, student)
+
+
+def answers(job, data, student):
+    """The bytes of each case's answer, of a module that is there already."""
+    import numpy as np
+
     scope, take = {}, taker(data)
     exec(job["drive"], scope)
     for case in job["cases"]:
@@ -167,7 +175,7 @@ def frames(job, data, source):
                 arrays = as_arrays(scope["drive"](student, *inputs), job["outputs"])
             answer = b"\0" + b"".join(np.array(array.shape, np.int64).tobytes() + array.tobytes() for array in arrays)
         except BaseException as error:
-            answer = failure(error)
+            answer = failure(error, job["file"])
         yield answer
 
 
