@@ -60,8 +60,8 @@ CONVENTIONS = {
         },
     },
     "ties": {
-        "blank": {"beats": ">", "other beats": ">=", "winner": "blank", "tied frames": "[0, 0]", "tied said": "first"},
-        "label": {"beats": ">=", "other beats": ">", "winner": "label", "tied frames": "[2, 2]", "tied said": "last"},
+        "blank": {"beats": ">", "other beats": ">=", "winner": "blank", "tied frames": "[0, 0]", "tied said": "early"},
+        "label": {"beats": ">=", "other beats": ">", "winner": "label", "tied frames": "[2, 2]", "tied said": "late"},
     },
     "value": {
         "log-probability": {"sign": "", "value": "ln P", "example value": "-4.495667"},
@@ -286,7 +286,7 @@ def _log_add(a, b):
     mutants=(
         Mutant(
             "label off by one",
-            "as if the step from column u said label u + 1: labels are counted from 0",
+            "as if each step said the label after the right one: from column u, the next label is labels[u]",
             [
                 ("log_probs[t, u - 1, labels[u - 1]]", "log_probs[t, u - 1, labels[min(u, U - 1)]]"),
                 ("log_probs[t, u, labels[u]]", "log_probs[t, u, labels[min(u + 1, U - 1)]]"),
@@ -469,13 +469,14 @@ def lattice_gradient(logits, labels, alpha, beta):
     oracle=gradient_oracle,
     handout=r"""
 Raising the log-probability of a step raises $\ln P$ by the probability that a path takes this step, given the
-transcript: what is before it, the step itself, what is after it,
+transcript: what is before it, the step itself, what is after it. With $\alpha$ and $\beta$ in log space, as you are
+given them,
 
 $$\gamma(\text{step}) = \exp\bigl(\alpha(\text{from}) + \ln P(\text{step}) + \beta(\text{to}) - \ln P\bigr).$$
 
-The last blank leads out of the lattice; after it nothing is left to say, so its $\beta$ is 0. But a network gives
-logits $z$, and $\ln P(k) = z_k - \ln \sum_j e^{z_j}$ depends on all of them. Through it the gradient of the loss
-becomes
+The last blank leads out of the lattice; after it nothing is left to say, so $\ln 1 = 0$ takes the place of
+$\beta(\text{to})$ there. But a network gives logits $z$, and $\ln P(k) = z_k - \ln \sum_j e^{z_j}$ depends on all of
+them. Through it the gradient of the loss becomes
 
 $$\frac{\partial(-\ln P)}{\partial z_k} = P(k) \sum_j \gamma_j - \gamma_k,$$
 

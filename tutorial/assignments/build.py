@@ -57,7 +57,7 @@ def handout(assignment, dialect):
     )
     for k, task in enumerate(assignment.tasks, 1):
         lines.append(f"## {name}.{k} {task.name} ({task.points} points)\n")
-        lines.append(dialect.render(task.handout).strip() + "\n")
+        lines.append(f"Write `{task.function}`.\n\n{dialect.render(task.handout).strip()}\n")
     lines.append(f"## How to find mistakes\n\n{dialect.render(assignment.debugging).strip()}\n")
     lines.append(f"## A question to answer in writing\n\n{dialect.render(assignment.question).strip()}\n")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ class Task:
     name: str  # a heading: "Enumerating the paths"
     points: int
     hours: float  # how long a student is expected to take
-    function: str  # what is called, unless `drive` says otherwise
+    function: str  # what students write: a function, which is called unless `drive` says otherwise, or a class
     code: str  # the solution: functions or classes with docstrings; those whose names start with _ are not in the stub
     outputs: tuple  # of Output
     tolerance: float  # of |answer - expected| / max(1, |expected|); integers must be equal
