@@ -1,4 +1,4 @@
-"""The tutorial: its sources, what is made of them, its pictures and its exercises.  CI runs the notebooks themselves."""
+"""The tutorial: its sources, what is made of them, its pictures and exercises.  CI runs the notebooks themselves."""
 
 import ast
 import importlib
