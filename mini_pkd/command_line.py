@@ -13,12 +13,16 @@ from . import UserError
 from .command import Parser
 from .decode import MAX_BEAM
 
-# These may change on a run that has begun: how often to save, memory for logits, and the beam (finished models are then
-# decoded again).  max_symbols may not, because the dev set is decoded with it, and that decides which weights are kept.
+# These may change on a run that has begun: how often to save, memory for logits and for parts of a batch (other parts
+# drop other elements, and else add up to the same gradient), and the beam (finished models are then decoded again).
+# max_symbols may not, because the dev set is decoded with it, and that decides which weights are kept.
 # peak_rate may only fall, for the models that are not trained yet (run_folder.py).
-MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
+MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "microbatch_frames", "beam")
 
-MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+MAY_BE_ZERO = (
+    "warmup_steps", "keep_mb", "microbatch_frames", "curriculum_epochs", "time_masks", "max_time", "freq_masks",
+    "max_freq",
+)  # fmt: skip
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by
 # estimate.py.
@@ -120,11 +124,13 @@ def nearest(word, known):
 def check_settings(settings):
     """Raise a UserError if no run can have these Settings."""
     _check_ranges(settings)
-    if settings.max_frames > settings.batch_frames:
-        raise UserError(
-            f"an utterance may have max_frames={settings.max_frames} and a batch only "
-            f"batch_frames={settings.batch_frames}; raise batch_frames or lower max_frames."
-        )
+    for name in ("batch_frames", "microbatch_frames"):
+        most = getattr(settings, name) or math.inf
+        if settings.max_frames > most:
+            raise UserError(
+                f"an utterance may have max_frames={settings.max_frames} and a batch only "
+                f"{name}={most}; raise {name} or lower max_frames."
+            )
     if settings.mixing == "convex" and settings.alpha > 1:
         raise UserError(f"alpha must be at most 1 with mixing=convex, not {settings.alpha}.")
 

@@ -36,7 +36,7 @@ def describe(cascade, jobs):
     speed = UTILISATION * _matrix_speed()
     lines = [
         f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
-        f"utterances or {s.batch_frames} frames",
+        f"utterances or {s.batch_frames} frames" + f", in parts of {s.microbatch_frames}" * (s.microbatch_frames > 0),
         f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
     ]
     configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
@@ -134,9 +134,9 @@ def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
 
 
 def _memory(config, settings, teacher):
-    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, the rest."""
+    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a part, the rest."""
     e = config.encoder
-    frames = min(settings.batch_frames, settings.batch_utterances * settings.max_frames)
+    frames = min(settings.frames_at_once, settings.batch_utterances * settings.max_frames)
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
     taught = 4 * count_parameters(teacher) if teacher else 0

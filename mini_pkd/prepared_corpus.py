@@ -19,7 +19,7 @@ from . import UserError
 from .bpe import BPE, word_counts
 from .command import printable
 from .conformer import ConformerConfig
-from .corpus import collate, epoch_batches, usable_utterances
+from .corpus import collate, epoch_batches, pack, usable_utterances
 from .corpus_folder import Problem, find_parts, missing_roles, read_part
 from .feature_store import FeatureStore, estimate_normaliser
 from .features import Normaliser
@@ -68,6 +68,12 @@ class Part:
     def batch(self, indices):
         """The ragged Batch of these utterances."""
         return collate(self.store, indices, self.targets)
+
+    def micro_batches(self, indices, max_frames):
+        """The same as Batches of at most max_frames frames each (a longer utterance alone); 0: all in one."""
+        if not max_frames:
+            return [self.batch(indices)]
+        return [self.batch(group) for group in pack(np.asarray(indices), self.store.lengths, max_frames, len(indices))]
 
     def batches(self, max_frames, max_utterances, **options):
         """Groups of indices; see corpus.epoch_batches."""

@@ -97,11 +97,17 @@ class Settings:
     freq_masks: int = 1  # bands of cepstra that are hidden,
     max_freq: int = 4  # each at most so many wide
     dev_every: int = 1  # epochs from one dev score to the next
+    microbatch_frames: int = 0  # frames that are in memory at a time, parts of a batch; 0: all of it
     keep_mb: int = KEEP_BYTES // 2**20  # MiB of logits kept rather than computed twice (lattice_walk.py)
     checkpoint_minutes: float = 5.0  # between two saved states of a training
     beam: int = 8  # hypotheses that the search keeps on the test sets
     max_symbols: int = MAX_SYMBOLS  # most symbols per encoder row in decoding
     feature_type: str = "float32"  # float16 halves the feature store
+
+    @property
+    def frames_at_once(self):
+        """Most frames of one pass through the network."""
+        return self.microbatch_frames or self.batch_frames
 
     def spec_augment(self):
         """The SpecAugment policy of these settings."""
@@ -193,7 +199,7 @@ FULL = Scale(
     "full",
     Settings(
         data="LibriSpeech", vocab_size=10026, epochs=40, curriculum_epochs=1, keep_mb=256, checkpoint_minutes=20.0,
-        batch_utterances=64, batch_frames=80000, max_frames=3600,
+        batch_utterances=64, batch_frames=80000, microbatch_frames=8000, max_frames=3600,
         peak_rate=1e-4, warmup_steps=10000,
         max_time=100, max_time_fraction=0.05, freq_masks=2, max_freq=8,
     ),

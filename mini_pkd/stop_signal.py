@@ -7,6 +7,12 @@ class Interrupted(Exception):
     """The user or the system asked to stop; everything is saved and the same command continues."""
 
 
+def raise_if(stop):
+    """Raise Interrupted if the flag of this StopSignal is up; None has none."""
+    if stop is not None and stop.raised:
+        raise Interrupted
+
+
 class StopSignal:
     """While active, Ctrl-C and SIGTERM only raise a flag, so that no array is left half written."""
 

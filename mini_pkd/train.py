@@ -1,6 +1,7 @@
 """The one training loop: RNN-T alone, or RNN-T + KL when a teacher is given.
 
     for each epoch, for each batch:   mask features -> encoder, predictor -> lattice loss -> backward -> Adam
+    a batch too large for the memory: all up to backward micro-batch by micro-batch, which adds up to the same gradient
     after every dev_every epochs:     loss and greedy WER of the dev set; the weights with the lowest WER are kept
 
 The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.  Test sets
@@ -31,7 +32,7 @@ from .optimizer import Adam, learning_rate
 from .rnnt_loss import rnnt_loss
 from .seeds import generator
 from .specaugment import spec_augment
-from .stop_signal import Interrupted
+from .stop_signal import raise_if
 from .tensor import no_grad
 from .training_state import TrainingState
 
@@ -56,23 +57,37 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     )  # fmt: skip
 
 
-def train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step):
-    """One update -> (loss, RNN-T and KL, means over the batch; norm of the gradient).
+def add_gradient(model, teacher, batch, share, settings, draw, epoch, step, part=0):
+    """Add a micro-batch's part of the gradient; returns its parts of loss, RNN-T and KL (3,), not finite if they are.
 
-    None if the loss or its gradient is not finite: then no weight was changed.
-    `draw(what, *when)` is the generator of these random numbers.
+    share     of the update's utterances that it holds: its mean has this weight in the mean of the whole batch
+    `draw(what, *when)` is the generator of these random numbers; `part` counts the micro-batches of the update.
     """
     masks = [draw("masks", epoch, i) for i in batch.ids]
     features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment())
-    dropout = DropoutKeys(settings.dropout, draw("dropout", step))
+    dropout = DropoutKeys(settings.dropout, draw("dropout", step, *([part] if part else [])))
     loss, rnnt, kl = lattice_loss(model, teacher, batch, features, settings, dropout)
-    if not math.isfinite(loss.data):
-        return None
-    loss.backward()
+    if math.isfinite(loss.data):
+        loss.backward(share)
+    return share * np.array([loss.data, rnnt.mean(), kl.mean()])
+
+
+def train_step(model, teacher, parts, adam, rate, settings, draw, epoch, step, stop=None):
+    """One update from a batch in parts, which no layer notices -> (loss, RNN-T and KL, means over it; gradient's norm).
+
+    None if the loss or its gradient is not finite, Interrupted between two parts: then no weight was changed.
+    """
+    utterances, means = sum(len(batch.ids) for batch in parts), np.zeros(3)
+    for part, batch in enumerate(parts):
+        if part:
+            raise_if(stop)
+        share = len(batch.ids) / utterances
+        means += add_gradient(model, teacher, batch, share, settings, draw, epoch, step, part)
+        if not math.isfinite(means[0]):
+            adam.gradients[:] = 0
+            return None
     norm = adam.step(rate)
-    if not math.isfinite(norm):
-        return None
-    return float(loss.data), float(rnnt.mean()), float(kl.mean()), norm
+    return (*means.tolist(), norm) if math.isfinite(norm) else None
 
 
 # --- the dev set ----------------------------------------------------------------------------------
@@ -81,7 +96,7 @@ def train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step):
 def evaluate(model, part, bpe, settings):
     """-> (mean RNN-T loss per utterance, greedy WER) of a dev set; both are inf when a loss is not finite."""
     losses, references, hypotheses = [], {}, {}
-    for indices in part.batches(settings.batch_frames, 32, shuffle=False):
+    for indices in part.batches(settings.frames_at_once, 32, shuffle=False):
         batch = part.batch(indices)
         with no_grad():
             inputs, lengths = model.lattice_inputs(batch, batch.features)
@@ -133,18 +148,17 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
         total=total, initial=state.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
     )  # fmt: skip
-    with bar:
+    with bar, state.saved_when_interrupted():
         for epoch in range(state.epoch, settings.epochs):
             for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
                 step = state.step + 1
                 rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
-                means = train_step(model, teacher, train_part.batch(indices), adam, rate, settings, draw, epoch, step)
+                parts = train_part.micro_batches(indices, settings.microbatch_frames)
+                means = train_step(model, teacher, parts, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)
                 bar.update()
                 bar.set_postfix(epoch=epoch + 1, loss=f"{state.smooth_loss:.2f}", refresh=False)
-                if stop is not None and stop.raised:
-                    state.save()
-                    raise Interrupted
+                raise_if(stop)
                 state.save_every(settings.checkpoint_minutes)
 
             dev_loss = dev_wer = None

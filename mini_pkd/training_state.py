@@ -9,6 +9,7 @@ has diverged: it stops, and goes on only with another peak rate, from its best w
 loss.  The checkpoint, the log and the results say which rate was used from which step on.
 """
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import UserError, checkpoint
+from .stop_signal import Interrupted
 
 MAX_BAD_STEPS = 5  # this many non-finite losses or gradients in a row stop the run
 LOG_COLUMNS = (
@@ -114,6 +116,15 @@ class TrainingState:
         meta["best"] = [None if math.isinf(x) else x for x in self.best]
         meta["adam_steps"] = self.adam.steps
         checkpoint.save(self.path, {**self.adam.state(), "best": self.best_values}, meta)
+
+    @contextlib.contextmanager
+    def saved_when_interrupted(self):
+        """For `with`: whoever stops inside finds everything saved, up to the last whole update."""
+        try:
+            yield
+        except Interrupted:
+            self.save()
+            raise
 
     def save_every(self, minutes):
         if time.monotonic() - self.saved_at > 60 * minutes:

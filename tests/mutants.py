@@ -75,7 +75,14 @@ MUTANTS = [
     ),
     *of(
         "train.py", "test_train.py::test_a_step_that_is_not_finite_changes_nothing_and_five_in_a_row_stop_the_run",
-        ("a loss that is not finite is used", "if not math.isfinite(loss.data):", "if False:"),
+        ("a loss that is not finite is used", "if not math.isfinite(means[0]):", "if False:"),
+    ),
+    *of(
+        "train.py", "test_train.py",
+        ("every micro-batch counts as a whole one", "loss.backward(share)", "loss.backward()"),
+        ("micro-batches count alike", "len(batch.ids) / utterances", "1 / len(parts)"),
+        ("all micro-batches drop alike", "*([part] if part else [])", ""),
+        ("a stop within an update is not seen", "    raise_if(stop)\n        share", "    pass\n        share"),
     ),
     # --- epochs, and which weights are kept -------------------------------------------------------------------------
     *of(

@@ -5,11 +5,12 @@ import json
 import re
 
 import numpy as np
+import pytest
 from chirps import MODELS, SETTINGS, untrain, words_of
 
 from mini_pkd import cascade, estimate
 from mini_pkd.estimate import forward_flop, training_flop
-from mini_pkd.scales import TINY, Size
+from mini_pkd.scales import FULL, TINY, Size
 from mini_pkd.transducer import Transducer, count_parameters
 
 
@@ -54,7 +55,9 @@ def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, c
     assert cascade.main(words_of(data, finished, "--dry-run")) == 0
     assert "12 utterances (its feature store)" in capfd.readouterr().out
     assert cascade.main(["--scale", "full", "--dry-run", "--data", str(tmp_path / "LibriSpeech")]) == 0
-    assert "960.13 h in 281241 utterances (as in LibriSpeech" in capfd.readouterr().out
+    full = capfd.readouterr().out
+    assert "960.13 h in 281241 utterances (as in LibriSpeech" in full
+    assert "batches of 64 utterances or 80000 frames, in parts of 8000\n" in full and "in parts of" not in from_audio
 
 
 def test_dry_run_measures_audio_as_the_store_does(data, finished, tmp_path):
@@ -103,6 +106,14 @@ def test_memory_needed_is_that_of_the_largest_at_a_time():
     assert estimate.memory_needed(scale, [], 2) == 0
     many_frames = TINY.override(["batch_frames=1000000000"])  # says: no limit, and eight utterances are the limit
     assert estimate.memory_needed(many_frames, models.values()) < 1e9
+
+
+def test_memory_follows_the_part_of_a_batch_that_is_in_it():
+    full = [estimate.memory_needed(FULL.override(change), FULL.models()) for change in ([], ["microbatch_frames=0"])]
+    assert full[0] < 6e9 < 15e9 < full[1]
+    frames = [8000, 16000, 24000]
+    needed = [estimate.memory_needed(FULL.override([f"microbatch_frames={n}"]), FULL.models()) for n in frames]
+    assert needed[2] - needed[1] == pytest.approx(needed[1] - needed[0]) and needed[1] > needed[0]
 
 
 def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, data):

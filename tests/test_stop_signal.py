@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mini_pkd.stop_signal import StopSignal
+from mini_pkd.stop_signal import Interrupted, StopSignal, raise_if
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -14,8 +14,12 @@ def test_a_flag_instead_of_an_exception(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
         assert not stop.raised
+        raise_if(stop)
+        raise_if(None)
         os.kill(os.getpid(), number)
         assert stop.raised
+        with pytest.raises(Interrupted):
+            raise_if(stop)
         os.kill(os.getpid(), signal.SIGTERM)  # asking twice is no reason to lose work
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -11,6 +11,7 @@ from test_model_file import mutated
 
 from mini_pkd import UserError, checkpoint, train
 from mini_pkd.optimizer import Adam, learning_rate
+from mini_pkd.stop_signal import Interrupted
 from mini_pkd.training_state import TrainingState
 
 
@@ -20,7 +21,7 @@ def new_state(bpe, folder, size=SIZE):
 
 def test_a_checkpoint_of_another_size_is_refused(handful, tmp_path):
     part, bpe, _ = handful
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(Interrupted):
         train.train(new_model(bpe), part, part, bpe, SETTINGS, tmp_path, 0, "S1", None, StopAfter(0), progress=False)
     other = new_model(bpe, size=dataclasses.replace(SIZE, width=32))
     with pytest.raises(UserError, match="another size"):
@@ -39,7 +40,7 @@ def test_a_state_of_version_0_1_is_continued_to_the_same_bits(handful, tmp_path)
 
     undisturbed = run(tmp_path / "a")
     steps_of_an_epoch = len(part.batches(SETTINGS.batch_frames, SETTINGS.batch_utterances))
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(Interrupted):
         run(tmp_path / "b", StopAfter(steps_of_an_epoch))
     path = tmp_path / "b" / "training.npz"
     arrays, meta = checkpoint.load(path)

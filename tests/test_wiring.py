@@ -34,6 +34,7 @@ from mini_pkd.prepared_corpus import Part
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
+from mini_pkd.stop_signal import Interrupted
 from mini_pkd.tensor import is_recording, no_grad
 from mini_pkd.training_state import MAX_BAD_STEPS
 from mini_pkd.transcript_file import read_transcript, write_transcript
@@ -51,7 +52,7 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 
 # Of everything that training reads, no number is the usual one.
 UNUSUAL = dataclasses.replace(
-    TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
+    TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, microbatch_frames=150, max_frames=140,
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
     alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
@@ -270,6 +271,19 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
     assert looks == [False, False, True, True]
 
 
+def test_a_batch_comes_in_the_parts_of_the_settings(parts, tmp_path):
+    """In training and on dev: no pass has more than microbatch_frames, and all utterances of an update are there."""
+    training, dev, bpe = parts
+    settings = dataclasses.replace(UNUSUAL, batch_utterances=11, batch_frames=10**6, microbatch_frames=140)
+    seen = []
+    model = watch(new_model(bpe), "student", seen)
+    result = train.train(model, training, dev, bpe, settings, tmp_path, 7, "S1", progress=False)
+    assert max(len(s.features) for s in seen) <= 140 and len(seen) > result["updates"]
+    steps = [i for s in seen if s.training for i in s.batch.ids]
+    ids = training.store.ids
+    assert steps == [ids[i] for batches in planned(training, settings) for batch in batches for i in batch]
+
+
 # --- what becomes of it ---------------------------------------------------------------------------
 
 
@@ -361,7 +375,7 @@ def test_the_best_weights_survive_a_restart(parts, tmp_path):
     whole, result = run(tmp_path / "whole")
     losses = [float(row["dev_loss"]) for row in log_of(tmp_path / "whole")]
     assert losses[0] < losses[1] and result["best_dev_wer"] == 1.0
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(Interrupted):
         run(tmp_path / "cut", steps + 1)  # in the second epoch
     resumed, again = run(tmp_path / "cut")
     assert np.array_equal(weights(resumed), weights(whole)) and again | {"seconds": 0} == result | {"seconds": 0}
