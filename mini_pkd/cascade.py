@@ -34,12 +34,13 @@ from .estimate import describe, refuse_what_does_not_fit
 from .fast_beam import beam_search
 from .feature_store import FeatureStore
 from .model_file import save_model
+from .partial_transcript import PartialTranscript, weights_checksum
 from .prepared_corpus import TEST_SETS, corpus_name, default_data, features_folder, prepare_corpus
 from .processes import default_jobs, end_with_parent, sigterm_is_ctrl_c, train_side_by_side
 from .run_folder import RunFolder, about_model
 from .scales import SCALES, get_scale
 from .seeds import generator
-from .stop_signal import Interrupted, StopSignal
+from .stop_signal import Interrupted, StopSignal, raise_if, sigterm_after
 from .train import train
 from .training_state import Diverged
 from .transcript_file import read_transcript, write_transcript
@@ -103,8 +104,7 @@ class Cascade:
             network, training = self.train_model(model, corpus, stop)
             self.score_model(model, network, training, corpus, stop)
             when_finished()
-            if stop.raised:
-                raise Interrupted
+            raise_if(stop)
 
     # --- before training --------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Cascade:
                 teacher, stop, self.progress, self.slot,
             )  # fmt: skip
         except Diverged as error:
-            raise UserError(f"{error}: {self.command} peak_rate={self.settings.peak_rate / 2:g}") from None
+            raise UserError(f"{error}: {self.command} peak_rate={error.rate / 2:g}") from None
         about = {"name": model.name, "teacher": model.teacher, "scale": self.scale.name, "seed": self.seed}
         save_model(path, network, corpus.normaliser, corpus.bpe, **about, training=training)
         return network, training
@@ -172,8 +172,11 @@ class Cascade:
             "wer": {}, "ser": {}, "wer_ci95": {}, "ser_ci95": {}, "edits": {},
         }  # fmt: skip
         start = time.monotonic()
+        about = {key: getattr(self.settings, key) for key in ("beam", "max_symbols")}
+        about["weights"] = weights_checksum(network)
         for test_set, store in corpus.tests.items():
-            hypotheses = self.decode(network, store, corpus.bpe, f"{name} {test_set}", stop)
+            partial = PartialTranscript(folder.partial_file(name, test_set), about, self.settings.checkpoint_minutes)
+            hypotheses = self.decode(network, store, corpus.bpe, f"{name} {test_set}", stop, partial)
             write_transcript(folder.text_file(name, test_set), hypotheses)
             score = wer.score(dict(zip(store.ids, store.texts, strict=True)), hypotheses)
             result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
@@ -184,25 +187,24 @@ class Cascade:
         rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])
         self.say(f"{name}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
         folder.write_result(name, result)
-        folder.state_file(name).unlink(missing_ok=True)
+        for path in (*folder.state_files(name), *(folder.partial_file(name, test_set) for test_set in corpus.tests)):
+            path.unlink(missing_ok=True)
 
-    def decode(self, network, store, bpe, label, stop):
+    def decode(self, network, store, bpe, label, stop, partial):
         """Beam search over a test set -> {utterance: text}.  Its references are not used here."""
-        order = np.argsort(store.lengths, kind="stable")
-        hypotheses = {}
+        order = [i for i in np.argsort(store.lengths, kind="stable") if store.ids[i] not in partial.texts]
         bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False, position=self.slot)
-        with bar:
+        with bar, partial:
             for start in range(0, len(order), 32):
-                if stop.raised:
-                    raise Interrupted
+                raise_if(stop)
                 indices = order[start : start + 32]
                 features = np.concatenate([store[i] for i in indices])
                 enc, lengths = network.encode(features, store.lengths[indices])
-                found = beam_search(network, enc, lengths, self.settings.beam, self.settings.max_symbols)
-                for i, best in zip(indices, found, strict=True):
-                    hypotheses[store.ids[i]] = bpe.decode(best[0].labels)
+                found = beam_search(network, enc, lengths, self.settings.beam, self.settings.max_symbols, 1, stop)
+                texts = [bpe.decode(best[0].labels) for best in found]
+                partial.add(dict(zip([store.ids[i] for i in indices], texts, strict=True)))
                 bar.update(len(indices))
-        return {i: hypotheses[i] for i in store.ids}
+        return {i: partial.texts[i] for i in store.ids}
 
     # --- the table --------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ def main(arguments=None):
         typed = "python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if arguments is None else arguments)
         typed = options.command or printable(typed).strip()
         cascade = Cascade(scale, options.data, options.out, options.seed, typed, options.strict, slot=slot)
-        with sigterm_is_ctrl_c(), disk_errors(cascade.out):
+        with sigterm_is_ctrl_c(), sigterm_after(options.max_hours), disk_errors(cascade.out):
             if slot is not None:
                 end_with_parent()
                 cascade.run_slot(options.only)

@@ -31,6 +31,7 @@ AT_MOST = {
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
     "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
 }  # fmt: skip
+MOST_HOURS = 10_000
 CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
 
 
@@ -56,6 +57,7 @@ def read_command_line(arguments, scales):
         help="models trained side by side (default: one per core, at most 4; 1 for full)")  # fmt: skip
     add("--memory", type=float, metavar="GB",
         help="memory that training may use; more is refused (default: what is free)")  # fmt: skip
+    add("--max-hours", type=float, metavar="H", help="save and stop after so many hours, as at Ctrl-C")
     add("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     add("--command", help=argparse.SUPPRESS)  # ... and what the user typed, to be named in messages
     add("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
@@ -72,6 +74,8 @@ def read_command_line(arguments, scales):
         parser.error(f"--seed must be at least 0, not {options.seed}")
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {options.jobs}")
+    if options.max_hours is not None and not 0 < options.max_hours <= MOST_HOURS:
+        parser.error(f"--max-hours must be above 0 and at most {MOST_HOURS}, not {options.max_hours}")
     if options.memory is not None and not options.memory > 0:  # nan as well
         parser.error(f"--memory must be above 0, not {options.memory}")
     return options

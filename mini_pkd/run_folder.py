@@ -3,7 +3,8 @@
     config.json             all settings of the run, which must not change, and the history of the few that may
     vocabulary.json         the BPE
     skipped.txt             utterances that were left out, and why
-    <MODEL>/training.npz    the state of a training that has not ended (training_state.py)
+    <MODEL>/training*.npz   the last two states of a training that has not ended (training_state.py)
+    <MODEL>/*.partial.json  what is decoded of a test set, until the model is finished (partial_transcript.py)
     <MODEL>/                model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
     results.json            every number of the tables
     lock                    one process at a time (lock.py)
@@ -23,6 +24,7 @@ from .model_file import load_model
 from .prepared_corpus import TEST_SETS
 from .records import COUNT, WORD, Each, Leaf, between, read_record
 from .threads import usable_cores
+from .training_state import state_files
 
 AMOUNT = between(0, 1e15)
 
@@ -87,11 +89,14 @@ class RunFolder:
     def model_file(self, name):
         return self.path / name / "model.npz"
 
-    def state_file(self, name):
-        return self.path / name / "training.npz"
+    def state_files(self, name):
+        return state_files(self.path / name)
 
     def text_file(self, name, test_set):
         return self.path / name / f"{test_set}.txt"
+
+    def partial_file(self, name, test_set):
+        return self.path / name / f"{test_set}.partial.json"
 
     def result_file(self, name):
         return self.path / name / "result.json"
@@ -203,8 +208,8 @@ class RunFolder:
         for name in self.models:
             if name in needed and self.trained(name):
                 self.load(name)
-            elif name in needed and self.state_file(name).exists():
-                checkpoint.load(self.state_file(name))
+            elif name in needed:
+                checkpoint.load_newest(self.state_files(name), headers_only=True)  # training reads the rest of it
 
     # --- results ----------------------------------------------------------------------------------
 

@@ -93,10 +93,11 @@ def train_step(model, teacher, parts, adam, rate, settings, draw, epoch, step, s
 # --- the dev set ----------------------------------------------------------------------------------
 
 
-def evaluate(model, part, bpe, settings):
+def evaluate(model, part, bpe, settings, stop=None):
     """-> (mean RNN-T loss per utterance, greedy WER) of a dev set; both are inf when a loss is not finite."""
     losses, references, hypotheses = [], {}, {}
     for indices in part.batches(settings.frames_at_once, 32, shuffle=False):
+        raise_if(stop)
         batch = part.batch(indices)
         with no_grad():
             inputs, lengths = model.lattice_inputs(batch, batch.features)
@@ -122,7 +123,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
     teacher   a Transducer over the same symbols, or None
     stop      a StopSignal; once it is raised, the state is saved and Interrupted is raised
     slot      the line of the progress bar, when several models train side by side
-    Raises Diverged when several losses or gradients in a row are not finite; only another peak_rate leads on.
+    Raises Diverged when losses are not finite again and again (training_state.py); only a lower peak_rate leads on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
         for epoch in range(state.epoch, settings.epochs):
             for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
                 step = state.step + 1
-                rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
+                rate = learning_rate(step, total, state.rate, settings.warmup_steps, settings.floor_rate)
                 parts = train_part.micro_batches(indices, settings.microbatch_frames)
                 means = train_step(model, teacher, parts, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)
@@ -161,14 +162,10 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
                 raise_if(stop)
                 state.save_every(settings.checkpoint_minutes)
 
-            dev_loss = dev_wer = None
+            dev = None, None
             if epoch + 1 == settings.epochs or (epoch + 1) % settings.dev_every == 0:
-                dev_loss, dev_wer = evaluate(model, dev_part, bpe, settings)
-                if not math.isfinite(dev_loss):
-                    state.diverge()
-                if [dev_wer, dev_loss] < state.best:  # among equal WERs the lower loss
-                    state.keep_best(dev_loss, dev_wer)
-            state.end_epoch(dev_loss, dev_wer)
+                dev = state.look(functools.partial(evaluate, model, dev_part, bpe, settings, stop))
+            state.end_epoch(*dev)
     return state.finish()
 
 

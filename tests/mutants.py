@@ -90,7 +90,7 @@ MUTANTS = [
         ("no curriculum", "            curriculum_epochs=settings.curriculum_epochs,\n", ""),
         ("every epoch in epoch 0's order", "seed=seed, epoch=epoch,", "seed=seed, epoch=0,"),
         ("batches ignore the seed", "seed=seed, epoch=epoch,", "seed=0, epoch=epoch,"),
-        ("the dev set is the training set", "evaluate(model, dev_part", "evaluate(model, train_part"),
+        ("the dev set is the training set", "evaluate, model, dev_part", "evaluate, model, train_part"),
         ("greedy on dev ignores max_symbols", "lengths, settings.max_symbols)", "lengths)"),
     ),
     *of(
@@ -99,16 +99,24 @@ MUTANTS = [
          'self.best_values = arrays["best"]', 'self.best_values = arrays["values"].copy()'),
     ),
     *of(
-        "train.py", "test_train.py::test_the_weights_of_the_best_dev_wer_are_kept",
-        ("the latest dev score wins", "[dev_wer, dev_loss] < state.best", "[dev_wer, dev_loss] != state.best"),
-    ),
-    *of(
         "training_state.py", "test_train.py::test_the_weights_of_the_best_dev_wer_are_kept",
+        ("the latest dev score wins", "[dev_wer, dev_loss] < self.best", "[dev_wer, dev_loss] != self.best"),
         ("the last weights are kept", "self.adam.values[:] = self.best_values", "pass"),
     ),
     *of(
         "train.py", "test_train.py::test_stopped_after_every_step_it_ends_in_the_same_bits",
         ("a resumed epoch starts again", "[state.done_in_epoch :]", "[0:]"),
+    ),
+    # --- endurance --------------------------------------------------------------------------------------------------
+    *of(
+        "training_state.py", "test_training_state.py",
+        ("one state is kept", ", keep=self.path_before)", ")"),
+        ("a full disk ends a training", "except checkpoint.DiskFull as error:", "except ZeroDivisionError as error:"),
+    ),
+    *of(
+        "training_state.py", "test_train.py",
+        ("a roll-back keeps the rate", "self._restart_from_best(self.rate / 2)", "self._restart_from_best(self.rate)"),
+        ("roll-backs are forgotten at a restart", '"peak_rates", "roll_backs",', '"peak_rates",'),
     ),
     *of(
         "corpus.py", "test_corpus.py",
@@ -135,7 +143,7 @@ MUTANTS = [
         ("everybody is taught by T1", "self.folder.load(model.teacher)[0]", 'self.folder.load("T1")[0]'),
         ("SER is WER", "= score.wer, score.ser", "= score.wer, score.wer"),
         ("the beam is not passed", "lengths, self.settings.beam, self", "lengths, 8, self"),
-        ("max_symbols is not passed", "beam, self.settings.max_symbols)", "beam)"),
+        ("max_symbols is not passed", "beam, self.settings.max_symbols, 1, stop)", "beam, stop=stop)"),
         ("a paired test the wrong way round", "(scores[a], scores[b])", "(scores[b], scores[a])"),
     ),
     *of(

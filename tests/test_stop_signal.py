@@ -3,10 +3,11 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from mini_pkd.stop_signal import Interrupted, StopSignal, raise_if
+from mini_pkd.stop_signal import Interrupted, StopSignal, raise_if, sigterm_after
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -24,6 +25,21 @@ def test_a_flag_instead_of_an_exception(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_a_sigterm_after_some_hours():
+    with StopSignal() as stop:
+        with sigterm_after(0.1 / 3600):
+            end = time.monotonic() + 10
+            while not stop.raised:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        stop.raised = False
+        with sigterm_after(0.1 / 3600):
+            pass
+        with sigterm_after(None):
+            time.sleep(0.3)
+        assert not stop.raised  # what has ended in time is left alone
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

@@ -365,18 +365,18 @@ def test_the_best_weights_survive_a_restart(parts, tmp_path):
     training, dev, bpe = parts
     settings = dataclasses.replace(UNUSUAL, epochs=2, dev_every=1, peak_rate=1.0, warmup_steps=100, clip=100.0,
                                    curriculum_epochs=0)  # fmt: skip
-    steps = len(planned(training, settings)[0])
+    steps, looks = len(planned(training, settings)[0]), len(dev.batches(settings.frames_at_once, 32, shuffle=False))
 
-    def run(folder, looks=1000):
+    def run(folder, at=1000):
         model = new_model(bpe)
-        stop = StopAfter(looks)
+        stop = StopAfter(at)
         return model, train.train(model, training, dev, bpe, settings, folder, 7, "S1", None, stop, progress=False)
 
     whole, result = run(tmp_path / "whole")
     losses = [float(row["dev_loss"]) for row in log_of(tmp_path / "whole")]
     assert losses[0] < losses[1] and result["best_dev_wer"] == 1.0
     with pytest.raises(Interrupted):
-        run(tmp_path / "cut", steps + 1)  # in the second epoch
+        run(tmp_path / "cut", steps + looks + 1)  # in the second epoch
     resumed, again = run(tmp_path / "cut")
     assert np.array_equal(weights(resumed), weights(whole)) and again | {"seconds": 0} == result | {"seconds": 0}
     assert result["best_dev_loss"] == pytest.approx(loss_by_hand(resumed, dev), rel=1e-5)
