@@ -20,8 +20,8 @@ from .decode import MAX_BEAM
 MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "microbatch_frames", "beam")
 
 MAY_BE_ZERO = (
-    "warmup_steps", "keep_mb", "microbatch_frames", "curriculum_epochs", "time_masks", "max_time", "freq_masks",
-    "max_freq",
+    "warmup_steps", "keep_mb", "microbatch_frames", "dev_updates", "dev_utterances", "curriculum_epochs", "time_masks",
+    "max_time", "freq_masks", "max_freq",
 )  # fmt: skip
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by

@@ -43,11 +43,7 @@ def describe(cascade, jobs):
     seconds = []
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
-        nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)
-        rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
-        rows = max(rows, s.keep_mb * 2**20 / (4 * config.symbols))
-        again = float(np.maximum(0, 1 - rows / nodes).mean())
-        flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
+        flop = s.epochs * flop_of_utterances(config, teacher, frames, labels, s).sum()
         seconds.append(flop / speed)
         lines.append(
             f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memory_needed(scale, [model]) / 1e9:7.2f} GB "
@@ -197,3 +193,12 @@ def training_flop(config, frames, labels, nodes, teacher=None, logits_again=0.0)
         + again
         + sum(forward_flop(c, frames, labels, nodes) for c in networks)
     )
+
+
+def flop_of_utterances(config, teacher, frames, labels, settings):
+    """training_flop of each utterance: frames (n,), labels (n,) -> (n,); teacher: its configuration, or None."""
+    nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)  # (n,)
+    rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
+    rows = max(rows, settings.keep_mb * 2**20 / (4 * config.symbols))
+    again = np.maximum(0, 1 - rows / np.maximum(1, nodes))
+    return training_flop(config, frames, labels, nodes, teacher, again)

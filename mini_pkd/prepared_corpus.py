@@ -8,6 +8,7 @@
 The features are computed once and kept on disk (feature_store.py); the second call takes a moment.
 """
 
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ class Part:
     def batch(self, indices):
         """The ragged Batch of these utterances."""
         return collate(self.store, indices, self.targets)
+
+    def sample(self, count, rng):
+        """A Part of `count` of its utterances, drawn by `rng`; 0, or more than there are: all of them."""
+        if not 0 < count < len(self.indices):
+            return self
+        return dataclasses.replace(self, indices=np.sort(rng.choice(self.indices, count, replace=False)))
 
     def micro_batches(self, indices, max_frames):
         """The same as Batches of at most max_frames frames each (a longer utterance alone); 0: all in one."""

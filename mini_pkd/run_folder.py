@@ -5,7 +5,8 @@
     skipped.txt             utterances that were left out, and why
     <MODEL>/training*.npz   the last two states of a training that has not ended (training_state.py)
     <MODEL>/*.partial.json  what is decoded of a test set, until the model is finished (partial_transcript.py)
-    <MODEL>/                model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
+    <MODEL>/log.csv         a line per epoch; and in steps.csv one every few minutes
+    <MODEL>/                model.npz, decoded test-*.txt, result.json (written last: the model is finished)
     results.json            every number of the tables
     lock                    one process at a time (lock.py)
 

@@ -96,7 +96,9 @@ class Settings:
     max_time_fraction: float = 0.15  # and at most this share of the utterance
     freq_masks: int = 1  # bands of cepstra that are hidden,
     max_freq: int = 4  # each at most so many wide
-    dev_every: int = 1  # epochs from one dev score to the next
+    dev_every: int = 1  # epochs from one dev score to the next,
+    dev_updates: int = 0  # and within an epoch updates; 0: at its end only
+    dev_utterances: int = 0  # utterances of the dev set that are scored, drawn once; 0: all
     microbatch_frames: int = 0  # frames that are in memory at a time, parts of a batch; 0: all of it
     keep_mb: int = KEEP_BYTES // 2**20  # MiB of logits kept rather than computed twice (lattice_walk.py)
     checkpoint_minutes: float = 5.0  # between two saved states of a training
@@ -199,6 +201,7 @@ FULL = Scale(
     "full",
     Settings(
         data="LibriSpeech", vocab_size=10026, epochs=40, curriculum_epochs=1, keep_mb=256, checkpoint_minutes=20.0,
+        dev_updates=2000, dev_utterances=500,
         batch_utterances=64, batch_frames=80000, microbatch_frames=8000, max_frames=3600,
         peak_rate=1e-4, warmup_steps=10000,
         max_time=100, max_time_fraction=0.05, freq_masks=2, max_freq=8,

@@ -2,7 +2,8 @@
 
     for each epoch, for each batch:   mask features -> encoder, predictor -> lattice loss -> backward -> Adam
     a batch too large for the memory: all up to backward micro-batch by micro-batch, which adds up to the same gradient
-    after every dev_every epochs:     loss and greedy WER of the dev set; the weights with the lowest WER are kept
+    after every dev_every epochs, and every dev_updates updates:
+                                      loss and greedy WER of the dev set; the weights with the lowest WER are kept
 
 The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.  Test sets
 are never used here.
@@ -12,16 +13,14 @@ dropout of the step.  What was drawn before does not matter, so a run that was k
 bits as one that was not, with the same number of threads (with another, sums may be rounded differently).
 
 Left out: what a stopped training must remember, and when it has diverged (training_state.py); where batches with
-labels come from (`Part` in prepared_corpus.py).
+labels come from (`Part` in prepared_corpus.py), in which order (plan.py); the progress bar (progress.py).
 """
 
 import functools
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from . import UserError, wer
 from .decode import greedy
@@ -29,6 +28,8 @@ from .lattice_kl import distillation_loss
 from .layers import NO_DROPOUT, DropoutKeys
 from .memory import keep_freed_memory
 from .optimizer import Adam, learning_rate
+from .plan import Plan
+from .progress import Progress
 from .rnnt_loss import rnnt_loss
 from .seeds import generator
 from .specaugment import spec_augment
@@ -118,7 +119,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
           slot=None):  # fmt: skip
     """Train `model` in place to its best dev weights; returns {"updates", "seconds", "best_dev_wer", ...}.
 
-    folder    gets training.npz (the state, replaced now and then) and log.csv (a line per epoch)
+    folder    gets training.npz (the state, replaced now and then), log.csv (a line per epoch) and steps.csv
     name      of the model; `seed` and `name` decide its random numbers
     teacher   a Transducer over the same symbols, or None
     stop      a StopSignal; once it is raised, the state is saved and Interrupted is raised
@@ -132,40 +133,30 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
         raise UserError(
             f"{name} has {symbols} symbols and its teacher {teacher.config.symbols}; give both one vocabulary."
         )
-    epoch_batches = [
-        train_part.batches(
-            settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
-            curriculum_epochs=settings.curriculum_epochs,
-        )
-        for epoch in range(settings.epochs)
-    ]  # fmt: skip
-    total = sum(map(len, epoch_batches))
+    dev_part = dev_part.sample(settings.dev_utterances, generator(seed, "dev"))
+    plan = Plan(train_part, settings, seed, model, teacher)
     draw = functools.partial(generator, seed, name)
     adam = Adam(model, settings.clip)
     state = TrainingState(adam, folder, name, settings.peak_rate)
     state.restore()
     keep_freed_memory()  # only now: the memory whose contents Adam has copied may go back to the system
-    bar = tqdm(
-        total=total, initial=state.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
-    )  # fmt: skip
-    with bar, state.saved_when_interrupted():
+    look = functools.partial(state.look, functools.partial(evaluate, model, dev_part, bpe, settings, stop))
+    with Progress(plan, state, folder, progress, slot) as shown, state.saved_when_interrupted():
         for epoch in range(state.epoch, settings.epochs):
-            for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
+            for indices in plan.batches(epoch)[state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
+                if state.look_is_due(settings.dev_updates):
+                    state.log(*look())
                 step = state.step + 1
-                rate = learning_rate(step, total, state.rate, settings.warmup_steps, settings.floor_rate)
+                rate = learning_rate(step, plan.updates, state.rate, settings.warmup_steps, settings.floor_rate)
                 parts = train_part.micro_batches(indices, settings.microbatch_frames)
                 means = train_step(model, teacher, parts, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)
-                bar.update()
-                bar.set_postfix(epoch=epoch + 1, loss=f"{state.smooth_loss:.2f}", refresh=False)
+                shown.step(indices, means, rate)
                 raise_if(stop)
                 state.save_every(settings.checkpoint_minutes)
 
-            dev = None, None
-            if epoch + 1 == settings.epochs or (epoch + 1) % settings.dev_every == 0:
-                dev = state.look(functools.partial(evaluate, model, dev_part, bpe, settings, stop))
-            state.end_epoch(*dev)
+            due = epoch + 1 == settings.epochs or (epoch + 1) % settings.dev_every == 0
+            state.end_epoch(*look() if due or state.look_is_due(settings.dev_updates) else (None, None))
     return state.finish()
 
 

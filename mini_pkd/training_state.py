@@ -58,7 +58,7 @@ class TrainingState:
 
     SAVED = (
         "step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "best", "seconds", "sums", "smooth_loss", "rows",
-        "peak_rates", "roll_backs",
+        "peak_rates", "roll_backs", "looked_at",
     )  # fmt: skip
 
     def __init__(self, adam, folder, name, peak_rate):
@@ -68,6 +68,7 @@ class TrainingState:
         self.step, self.epoch, self.done_in_epoch, self.skipped, self.bad_in_a_row = 0, 0, 0, 0, 0
         self.peak_rates = [[1, peak_rate]]  # [first step, rate]
         self.roll_backs = 0  # since the rate was given by the user
+        self.looked_at = 0  # the step after which the dev set was scored last
         self.best = [math.inf, math.inf]  # dev WER, dev loss
         self.best_values = adam.values.copy()
         self.rows = []  # of the log
@@ -121,6 +122,7 @@ class TrainingState:
         while not math.isfinite(dev_loss):
             self.diverge()
             dev_loss, dev_wer = evaluate()  # of the best weights so far, so it is finite
+        self.looked_at = self.step
         if [dev_wer, dev_loss] < self.best:  # among equal WERs the lower loss
             self.keep_best(dev_loss, dev_wer)
         return dev_loss, dev_wer
@@ -130,16 +132,24 @@ class TrainingState:
         self.best = [dev_wer, dev_loss]
         self.best_values = self.adam.values.copy()
 
+    def look_is_due(self, updates):
+        """Whether the dev set must be scored before the next step: so it is every `updates` steps; 0: never."""
+        return updates > 0 and self.step % updates == 0 and self.looked_at < self.step
+
     def end_epoch(self, dev_loss=None, dev_wer=None):
-        """A line for the log, and save if the disk has room."""
-        self.epoch, self.done_in_epoch = self.epoch + 1, 0
+        """The epoch's line of the log."""
+        self.log(dev_loss, dev_wer, ends=True)
+
+    def log(self, dev_loss=None, dev_wer=None, ends=False):
+        """A line for the log, means over the epoch so far; save if the disk has room."""
         n = max(1.0, self.sums[0])
         means = [round(x / n, 4) for x in self.sums[1:]]
-        self.sums = [0.0] * 5
         dev = [None if x is None else round(x, 4) for x in (dev_loss, dev_wer)]
         seconds = round(self.seconds + time.monotonic() - self.saved_at, 1)
-        row = [self.epoch, self.step, self.adam.steps, *means, self.skipped, self.rate, *dev, seconds]
+        row = [self.epoch + 1, self.step, self.adam.steps, *means, self.skipped, self.rate, *dev, seconds]
         self.rows.append(row)
+        if ends:
+            self.epoch, self.done_in_epoch, self.sums = self.epoch + 1, 0, [0.0] * 5
         lines = [",".join("" if x is None else str(x) for x in row) for row in self.rows]
         with self._disk_may_be_full():
             checkpoint.write_text_atomic(self.log_path, "\n".join([",".join(LOG_COLUMNS), *lines]) + "\n")
@@ -203,7 +213,7 @@ class TrainingState:
                 at = LOG_COLUMNS.index("peak_rate")
                 meta["rows"] = [[*row[:at], self.peak_rate, *row[at:]] for row in meta["rows"]]
                 meta |= {"peak_rates": [[1, self.peak_rate]], "smooth_loss": 0.0}
-            meta.setdefault("roll_backs", 0)  # until then one had diverged for good
+            meta = {"roll_backs": 0, "looked_at": 0} | meta  # before there were these
             _check(arrays, meta, self.adam.values)
             self.adam.restore(arrays, meta["adam_steps"])
             self.best_values = arrays["best"]
@@ -236,7 +246,8 @@ def _check(arrays, meta, values):
         finite = np.isfinite(array).all() or (diverged and key != "best")
         if array.shape != values.shape or array.dtype != values.dtype or not finite:
             raise ValueError("no weights or moments of this model")
-    counters = [meta[key] for key in ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "adam_steps")]
+    keys = ("step", "epoch", "done_in_epoch", "skipped", "bad_in_a_row", "adam_steps", "looked_at")
+    counters = [meta[key] for key in keys]
     numbers = [meta["seconds"], *meta["sums"], *(x for x in meta["best"] if x is not None)]
     cells = [x for row in meta["rows"] for x in row if x is not None]
     if not (

@@ -64,13 +64,14 @@ MUTANTS = [
         ("clip is not passed", "Adam(model, settings.clip)", "Adam(model)"),
         ("floor_rate is not passed", ", settings.floor_rate", ""),
         ("the rate of the next step",
-         "learning_rate(step, total", "learning_rate(step + 1, total"),
+         "learning_rate(step, plan", "learning_rate(step + 1, plan"),
         ("masks ignore the epoch", '"masks", epoch, i', '"masks", i'),
         ("no dropout", "DropoutKeys(settings.dropout, ", "DropoutKeys(0.0, "),
         ("dropout ignores the step", '"dropout", step', '"dropout"'),
     ),
     *of(
         "training_state.py", "test_wiring.py",
+        ("the dev set only after epochs", "return updates > 0 and", "return False and"),
         ("bad steps are never forgotten", "        self.bad_in_a_row = 0\n        self.sums", "        self.sums"),
     ),
     *of(
@@ -86,10 +87,14 @@ MUTANTS = [
     ),
     # --- epochs, and which weights are kept -------------------------------------------------------------------------
     *of(
+        "plan.py", "test_wiring.py",
+        ("no curriculum", "            curriculum_epochs=self.settings.curriculum_epochs,\n", ""),
+        ("every epoch in epoch 0's order", "seed=self.seed, epoch=epoch,", "seed=self.seed, epoch=0,"),
+        ("batches ignore the seed", "seed=self.seed, epoch=epoch,", "seed=0, epoch=epoch,"),
+    ),
+    *of(
         "train.py", "test_wiring.py",
-        ("no curriculum", "            curriculum_epochs=settings.curriculum_epochs,\n", ""),
-        ("every epoch in epoch 0's order", "seed=seed, epoch=epoch,", "seed=seed, epoch=0,"),
-        ("batches ignore the seed", "seed=seed, epoch=epoch,", "seed=0, epoch=epoch,"),
+        ("the dev sample is not asked for", "dev_part.sample(settings.dev_utterances", "dev_part.sample(0"),
         ("the dev set is the training set", "evaluate, model, dev_part", "evaluate, model, train_part"),
         ("greedy on dev ignores max_symbols", "lengths, settings.max_symbols)", "lengths)"),
     ),

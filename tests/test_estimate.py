@@ -42,6 +42,23 @@ def test_operations_follow_from_the_weights():
     assert training_flop(config, frames, labels, nodes, teacher, 1.0) == 3 * operations + taught + again
 
 
+@pytest.mark.parametrize("taught", [True, False])
+def test_operations_of_utterances_are_those_of_all_of_them(taught):
+    """Where every logit is kept; where none is, the student's logits are computed once more."""
+    config, teacher = (FULL.sizes[name].config(10026) for name in ("46", "79"))
+    frames, labels = np.array([800, 1, 1229, 3600]), np.array([20, 0, 33, 100])
+    nodes = np.ceil(frames / 8) * (labels + 1)
+    teacher = teacher if taught else None
+    kept, not_kept = (
+        estimate.flop_of_utterances(config, teacher, frames, labels, FULL.override([f"keep_mb={n}"]).settings)
+        for n in (10**6, 0)
+    )
+    whole = training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher)
+    assert kept.shape == (4,) and kept.sum() == pytest.approx(whole, rel=1e-12)
+    logits = 2 * nodes * 10026 * config.joint_width
+    assert (not_kept[1] == kept[1]) and (not_kept[[0, 2, 3]] > (kept + 0.5 * logits)[[0, 2, 3]]).all()
+
+
 def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, capfd):
     assert cascade.main(words_of(data, tmp_path / "run", "--dry-run")) == 0
     from_audio = capfd.readouterr().out
@@ -133,7 +150,7 @@ def test_nodes_are_counted_at_the_rate_of_the_models_encoder(data, finished, mon
     scale = TINY.override(SETTINGS)
     sizes = {name: TwoPools(**dataclasses.asdict(size)) for name, size in scale.sizes.items()}
     nodes = []
-    monkeypatch.setattr(estimate, "training_flop", lambda *arguments: nodes.append(arguments[3]) or 1.0)
+    monkeypatch.setattr(estimate, "training_flop", lambda *arguments: nodes.append(arguments[3].sum()) or np.ones(1))
     for changed in (scale, dataclasses.replace(scale, sizes=sizes)):
         estimate.describe(cascade.Cascade(changed, data, finished), 1)
     assert len(nodes) == 2 * len(MODELS) and nodes[-1] > 1.5 * nodes[0]  # twice, but for the last row of an utterance

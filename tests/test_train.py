@@ -43,10 +43,11 @@ def test_a_handful_of_utterances_is_learned_to_wer_0_from_file_to_text(handful, 
 
 @pytest.mark.parametrize("with_teacher, divided", [(False, False), (True, False), (False, True)])
 def test_stopped_after_every_step_it_ends_in_the_same_bits(handful, tmp_path, with_teacher, divided):
-    """divided: and between the micro-batches of a step, which then is begun again."""
+    """divided: and between the micro-batches of a step, which then is begun again; with dev scored after each step."""
     part, bpe, _ = handful
     teacher = new_model(bpe, seed=9) if with_teacher else None
     settings = dataclasses.replace(SETTINGS, microbatch_frames=int(part.store.lengths.max()) if divided else 0)
+    settings = dataclasses.replace(settings, dev_updates=int(divided))
 
     def run(folder, stop=None):
         model = new_model(bpe)
@@ -67,7 +68,10 @@ def test_stopped_after_every_step_it_ends_in_the_same_bits(handful, tmp_path, wi
     assert stops >= 4
     assert np.array_equal(resumed[0], undisturbed[0])
     assert resumed[1:] == undisturbed[1:]
-    assert len(undisturbed[2]) == 1 + SETTINGS.epochs and (undisturbed[2][1].split(",")[5] != "0.0") == with_teacher
+    assert (
+        len(undisturbed[2]) == 1 + SETTINGS.epochs * (2 if divided else 1)
+        and (undisturbed[2][1].split(",")[5] != "0.0") == with_teacher
+    )
 
 
 # --- micro-batches --------------------------------------------------------------------------------

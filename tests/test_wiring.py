@@ -53,8 +53,8 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 # Of everything that training reads, no number is the usual one.
 UNUSUAL = dataclasses.replace(
     TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, microbatch_frames=150, max_frames=140,
-    peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
+    dev_updates=1000, dev_utterances=3, peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3,
+    curriculum_epochs=2, alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}
@@ -282,6 +282,27 @@ def test_a_batch_comes_in_the_parts_of_the_settings(parts, tmp_path):
     steps = [i for s in seen if s.training for i in s.batch.ids]
     ids = training.store.ids
     assert steps == [ids[i] for batches in planned(training, settings) for batch in batches for i in batch]
+
+
+def test_the_dev_sample_is_that_of_the_seed(watched, parts):
+    ids = parts[1].store.ids
+
+    def scored(**changes):
+        return frozenset(i for s in watched(dev_utterances=2, **changes).dev for i in s.batch.ids)
+
+    assert len(scored()) == 2 and scored() == scored(name="B1")
+    assert len({scored(seed=seed) for seed in range(8)}) > 1 and scored() < set(ids)
+
+
+def test_the_dev_set_is_scored_between_epochs_too(watched):
+    """... and the epoch's means go on: what is logged at its end is of all its steps."""
+    run, usual = watched(dev_updates=2), watched()
+    steps = len(run.student)
+    ends = np.cumsum([len(epoch) for epoch in run.epochs]).tolist()
+    assert [int(row["step"]) for row in run.log] == sorted({*range(2, steps, 2), *ends})
+    for row in run.log:
+        assert (row["dev_loss"] != "") == (int(row["step"]) % 2 == 0 or row["step"] == str(steps))
+    assert [row["loss"] for row in run.log if int(row["step"]) in ends] == [row["loss"] for row in usual.log]
 
 
 # --- what becomes of it ---------------------------------------------------------------------------
