@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from mini_pkd import UserError
-from mini_pkd import fast_bpe
+from mini_pkd import UserError, fast_bpe
 from mini_pkd.bpe import BPE, MARKER, learn_merges_readable
 
 
