@@ -185,24 +185,24 @@ def test_a_training_that_diverges_goes_on_with_a_lower_rate(copy, data, capfd, j
     """The message names the command; what was trained with which rate is written down."""
     untrain(copy, "S3", "B2")
     arrays, meta = checkpoint.load(unfinished_state(copy, data, "B2"))
-    meta["peak_rates"].append([2, 0.003 / 2**4])  # as after five bad steps with the fifth rate
+    meta["peak_rates"].append([2, 0.002 / 2**4])  # as after five bad steps with the fifth rate
     checkpoint.save(copy / "B2" / "training.npz", arrays, meta | {"bad_in_a_row": 5, "roll_backs": 4})
     command = words_of(data, copy, "--jobs", jobs)
     capfd.readouterr()
     assert cascade.main(command) == 1
     err = capfd.readouterr().err
-    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=9.375e-05\n"
+    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=6.25e-05\n"
     assert "B2 has diverged: at step 1 " in err and advice in err and "Traceback" not in err
     assert (copy / "S3" / "result.json").exists()
 
     command = shlex.split(err[err.index("-m mini_pkd.cascade ") :].splitlines()[0])[2:]
     assert cascade.main(command) == 0
-    assert "peak_rate falls from 0.003 to 9.375e-05 for B2" in capfd.readouterr().out
+    assert "peak_rate falls from 0.002 to 6.25e-05 for B2" in capfd.readouterr().out
     rates = {m["name"]: m["peak_rates"] for m in results_of(copy)["models"]}
-    assert rates == dict.fromkeys(MODELS, [[1, 0.003]]) | {"B2": [[1, 0.003], [2, 0.0001875], [2, 9.375e-05]]}
+    assert rates == dict.fromkeys(MODELS, [[1, 0.002]]) | {"B2": [[1, 0.002], [2, 0.000125], [2, 6.25e-05]]}
     config = json.loads((copy / "config.json").read_text())
-    assert config["settings"]["peak_rate"] == 9.375e-05
+    assert config["settings"]["peak_rate"] == 6.25e-05
     others = [name for name in MODELS if name != "B2"]
-    assert config["history"] == [{"before": {"settings.peak_rate": 0.003}, "trained": others}]
+    assert config["history"] == [{"before": {"settings.peak_rate": 0.002}, "trained": others}]
     untrain(copy, "B2")
-    assert "other settings (peak_rate=9.375e-05)" in refusal(capfd, words_of(data, copy))  # up again: no
+    assert "other settings (peak_rate=6.25e-05)" in refusal(capfd, words_of(data, copy))  # up again: no

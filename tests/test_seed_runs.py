@@ -217,14 +217,14 @@ def test_what_does_not_belong_together_is_refused(copy, copy_of_both, data, capf
 def test_a_seed_that_diverged_goes_on_beside_one_that_is_finished(copy_of_both, data, capfd):
     untrain(copy_of_both / "seed1", "B2")
     before = snapshot(copy_of_both / "seed0")
-    assert "(peak_rate=0.003)" in refusal(capfd, words_of(data, copy_of_both, "--seed", 0, "peak_rate=0.001"))
+    assert "(peak_rate=0.002)" in refusal(capfd, words_of(data, copy_of_both, "--seed", 0, "peak_rate=0.001"))
     assert cascade.main(words_of(data, copy_of_both, "--seeds", 2, "peak_rate=0.001")) == 0
-    assert "peak_rate falls from 0.003 to 0.001 for B2 of seed 1\n" in capfd.readouterr().out
+    assert "peak_rate falls from 0.002 to 0.001 for B2 of seed 1\n" in capfd.readouterr().out
     after = snapshot(copy_of_both / "seed0")
     changed = {os.path.basename(path) for path in after if after[path] != before[path]}
     assert changed <= {"config.json"}
     rates = {m["name"]: m["peak_rates"] for m in results_of(copy_of_both / "seed1")["models"]}
-    assert rates["B2"] == [[1, 0.001]] and rates["S3"] == [[1, 0.003]]
+    assert rates["B2"] == [[1, 0.001]] and rates["S3"] == [[1, 0.002]]
     assert cascade.main(words_of(data, copy_of_both, "--seeds", 2, "peak_rate=0.001")) == 0  # and again
 
 

@@ -35,8 +35,14 @@ draw.hear(spoken.path)
 #
 # **Question.** What does the network see of this?
 #
-# $$ y_n = x_n - 0.97\,x_{n-1} \qquad p_t(f) = \tfrac{1}{512}\,|\mathrm{FFT}(y \cdot \text{window at } t)|^2 \qquad
-#    e_t = \text{filters} \cdot p_t \qquad c_t = \mathrm{DCT}(\ln e_t) $$
+# $$
+# \begin{aligned}
+# y_n &= x_n - 0.97\,x_{n-1} \\
+# p_t(f) &= \tfrac{1}{512}\,|\mathrm{FFT}(\text{400 samples of } y \text{ at } t)|^2 \\
+# e_t &= \text{filters} \cdot p_t \\
+# c_t &= \mathrm{DCT}(\ln e_t)
+# \end{aligned}
+# $$
 #
 # - *Pre-emphasis* lifts high frequencies, which speech has less of.
 # - A *spectrum* of 25 ms says how much of each frequency there is. It forgets the phase, which we do not hear.
@@ -51,8 +57,13 @@ assert np.array_equal(found.cepstra, mfcc(spoken.wave))
 draw.show(
     draw.sound(spoken.wave, found),
     "One utterance, four times: the wave, its spectrum, 40 mel bands, 40 cepstra. In the spectrum, vowels are bright "
+<<<<<<< HEAD
     "at the bottom and hisses (S, F, T) at the top; thin horizontal stripes, if the voice is low enough, are "
     "multiples of its pitch. The mel filters melt the stripes into broad humps, which are what tells vowels apart.",
+=======
+    "at the bottom and hisses (S, F, T) at the top; where the voice is high, thin horizontal stripes show "
+    "the multiples of its pitch. The mel filters melt the stripes into broad humps, which are what tells vowels apart.",
+>>>>>>> tutor
 )
 
 # %% [markdown]

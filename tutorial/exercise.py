@@ -16,8 +16,8 @@ def check(answer, expected, hint, tolerance=1e-6):
     """Print "Right" or raise Wrong with the hint.
 
     answer     what the learner found; `...`, the blank, is not answered yet, and no error
-    expected   a function that says whether it is right, or a value: numbers and arrays agree within `tolerance` of the
-               larger one (0 for exactly), everything else must be equal
+    expected   a function that says whether it is right, or a value: numbers agree within `tolerance` of it (0 for
+               exactly), arrays within that of their largest number, everything else must be equal
     hint       one or two sentences: how to find the mistake
 
     >>> check(2 + 2, 4, "Count again.")
@@ -41,7 +41,9 @@ def _agree(answer, expected, tolerance):
     if isinstance(expected, (str, bytes, list, tuple, dict, set, bool, type(None))):
         return answer == expected
     answer, expected = np.asarray(answer, dtype=float), np.asarray(expected, dtype=float)
-    return answer.shape == expected.shape and np.allclose(answer, expected, rtol=tolerance, atol=1e-12)
+    if answer.shape != expected.shape:
+        return False
+    return np.abs(answer - expected).max(initial=0) <= tolerance * np.abs(expected).max(initial=0) + 1e-12
 
 
 def _shown(answer, before):
