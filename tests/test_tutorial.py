@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The tutorial: its sources, what is made of them, its pictures and exercises.  CI runs the notebooks themselves."""
-=======
 """The tutorial: its sources, what becomes of them, its pictures and exercises.  CI runs the notebooks themselves."""
->>>>>>> tutor
 
 import ast
 import importlib

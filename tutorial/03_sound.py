@@ -57,13 +57,8 @@ assert np.array_equal(found.cepstra, mfcc(spoken.wave))
 draw.show(
     draw.sound(spoken.wave, found),
     "One utterance, four times: the wave, its spectrum, 40 mel bands, 40 cepstra. In the spectrum, vowels are bright "
-<<<<<<< HEAD
-    "at the bottom and hisses (S, F, T) at the top; thin horizontal stripes, if the voice is low enough, are "
-    "multiples of its pitch. The mel filters melt the stripes into broad humps, which are what tells vowels apart.",
-=======
     "at the bottom and hisses (S, F, T) at the top; where the voice is high, thin horizontal stripes show "
     "the multiples of its pitch. The mel filters melt the stripes into broad humps, which are what tells vowels apart.",
->>>>>>> tutor
 )
 
 # %% [markdown]
