@@ -1,6 +1,7 @@
 """The tutorial: its sources, what becomes of them, its pictures and exercises.  CI runs the notebooks themselves."""
 
 import ast
+import doctest
 import importlib
 import json
 import re
@@ -15,7 +16,7 @@ from mini_pkd import UserError
 from mini_pkd.features import stages
 from mini_pkd.results import Runs
 from mini_pkd.scales import TINY
-from tutorial import build, models, utterance
+from tutorial import build, exercise, models, utterance
 from tutorial.exercise import Wrong, check
 
 needs_jupytext = pytest.mark.skipif(not find_spec("jupytext"), reason='needs jupytext: pip install -e ".[tutorial]"')
@@ -210,6 +211,11 @@ def test_models_that_are_missing_and_models_that_are_copied(tmp_path, monkeypatc
     )
 
 
+def test_the_examples_of_check():
+    failed, tried = doctest.testmod(exercise)
+    assert tried == 2 and not failed
+
+
 def test_check_says_right_wrong_and_not_yet(capsys):
     check(2.0, 2, "hint")
     check(np.arange(3.0) + 1e-9, np.arange(3), "hint")
@@ -217,7 +223,8 @@ def test_check_says_right_wrong_and_not_yet(capsys):
     check(lambda x: x + 1, lambda f: f(1) == 2, "hint")
     assert capsys.readouterr().out.count("Right") == 4
     check(..., 2, "hint")
-    assert capsys.readouterr().out.startswith("Not answered yet")
+    check(lambda x: ..., lambda f: f(1) + 1 == 2, "hint")
+    assert capsys.readouterr().out.count("Not answered yet") == 2
     for answer, expected in ((2.1, 2), (np.nan, 2), ("A", "B"), ([1], [1, 2]), (np.ones(2), np.ones(3)), (True, False)):
         with pytest.raises(Wrong, match="Not right yet.*Hint: look again"):
             check(answer, expected, "look again")

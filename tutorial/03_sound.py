@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 Sound: from a waveform to forty numbers every 10 ms
 #
-# A microphone gives 16,000 numbers a second. A word takes half of one. No network wants to find SEVENTY in 8,000
-# numbers, most of which say where in its swing the air happens to be. This notebook follows one utterance through the
-# four steps that leave what matters: 40 numbers, a hundred times a second.
+# A microphone gives 16,000 numbers a second. A word lasts about half a second, and most of its 8,000 numbers only say
+# where in its swing the air happens to be. This notebook follows one utterance through the four steps that leave what
+# matters: 40 numbers, a hundred times a second.
 #
 # You will be able to say what each step throws away, and to do it on a stream without changing a single row.
 
@@ -198,12 +198,12 @@ check(most, hidden_at_most, "Count what is left, not what is hidden: the bands c
 # %% [markdown]
 # ## The number
 #
-# How far apart can a stream and a file be? Pieces of every size from one sample to a second, and the largest difference
-# of any number in any row.
+# How far apart are a stream and a file? Pieces of five sizes, from 10 ms to a second, and the largest difference of any
+# number in any row.
 
 # %%
 largest = 0.0
-for size in (1_000, 1_601, 160, 400, 16_000):
+for size in (160, 400, 1_000, 1_601, 16_000):
     stream = StreamingMFCC()
     rows = [stream.push(spoken.wave[i : i + size]) for i in range(0, len(spoken.wave), size)] + [stream.flush()]
     largest = max(largest, np.abs(np.concatenate(rows) - whole).max())
