@@ -25,7 +25,7 @@ def test_a_folder_that_cannot_be(data, tmp_path, capfd):
 @pytest.mark.parametrize(
     "more, key",
     [(["epochs=3"], "(epochs=2)"), (["T1.width=32"], "(T1.width=16)"), (["--seed", "5"], "(seed=0)"),
-     (["peak_rate=0.1"], "(peak_rate=0.003)"), (["peak_rate=0.001"], "(peak_rate=0.003)"),  # nothing is left to train
+     (["peak_rate=0.1"], "(peak_rate=0.002)"), (["peak_rate=0.001"], "(peak_rate=0.002)"),  # nothing is left to train
      (["max_symbols=3"], "(max_symbols=12)"), (["--scale", "small"], "(name='tiny', ")],
 )  # fmt: skip
 def test_a_folder_of_other_settings(copy, data, capfd, more, key):

@@ -287,7 +287,7 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
     for s in run.dev:
         assert s.keys.rate == 0 and np.array_equal(s.features, s.batch.features)
     assert run.result["best_dev_loss"] == pytest.approx(loss_by_hand(run.model, dev), rel=1e-5)
-    assert [row["dev_loss"] != "" for row in run.log] == [False, False, False, True]
+    assert [row["dev_loss"] != "" for row in run.log] == [False, False, False, False, True]
     looks = [row["dev_loss"] != "" for row in watched(dev_every=3).log]
     assert looks == [False, False, True, False, True]
 
