@@ -9,6 +9,7 @@
 
 # %%
 import numpy as np
+from scipy.fft import idct
 
 from mini_pkd.features import (
     PREEMPHASIS,
@@ -162,28 +163,30 @@ assert np.abs(mfcc(np.zeros(1600))).max() == 0 and np.log(silence).min() < -30
 # The normaliser subtracts a mean and divides by a deviation, one pair for each coefficient, measured once on the
 # training set. Nothing in it depends on the rest of the utterance, so it streams.
 #
-# In training, *SpecAugment* then hides random stretches. A model that cannot count on any single stretch learns to use
-# all of them. Zero is the mean of normalised rows, so it is the least surprising thing to put there.
+# In training, *SpecAugment* hides random stretches of time and of the mel axis. A model that cannot count on any single
+# stretch learns to use all of them. What is hidden becomes its mean over the training set, the least surprising thing to
+# put there; a row that is hidden whole is 0 after the normaliser.
 
 # %%
 normaliser = Normaliser.estimate([mfcc(utterance.hear(u).wave) for u in utterance.part("dev")[:40]])
 rows = normaliser(whole)
-hidden = spec_augment(rows, [len(rows)], [generator(7, "tutorial")], SpecAugmentPolicy())
-share = 1 - np.count_nonzero(hidden) / hidden.size
+augmented = spec_augment(rows, [len(rows)], [generator(7, "tutorial")], SpecAugmentPolicy(), normaliser)
+above_mean = [idct(r * normaliser.std, norm="ortho") for r in (rows, augmented)]  # log mel energies again
+share = np.mean(np.abs(above_mean[1]) < 1e-4)
 draw.show(
-    draw.masks(rows, hidden),
-    f"Normalised cepstra, and what training sees of them in one epoch: {share:.0%} are hidden. Vertical bands hide "
-    "time, horizontal ones hide coefficients. Every epoch draws new ones.",
+    draw.masks(*above_mean),
+    f"Log mel energies above their mean, and what training sees of them in one epoch: {share:.0%} are hidden. Vertical "
+    "bands hide time, horizontal ones hide frequencies. Every epoch draws new ones.",
 )
 assert 0.05 < share < 0.8
 
 # %% [markdown]
 # **Exercise 3.** The default policy hides at most two stretches of 40 rows, each at most a fifth of the utterance, and
-# two bands of 8 coefficients. What share of an utterance of 400 rows can it hide at most?
+# two bands of 8 of the 40 mel channels. What share of an utterance of 400 rows can it hide at most?
 
 # %%
 # SOLUTION: most = ...
-most = 1 - (1 - 2 * 40 / 400) * (1 - 2 * 8 / 40)  # what is left are rows that are seen, times coefficients that are
+most = 1 - (1 - 2 * 40 / 400) * (1 - 2 * 8 / 40)  # what is left are rows that are seen, times channels that are
 # END SOLUTION
 
 

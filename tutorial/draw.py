@@ -145,12 +145,12 @@ def sound(wave, stages):
 
 
 def masks(before, after):
-    """Normalised cepstra (T, 40), and the same with stretches hidden by SpecAugment."""
+    """Log mel energies (T, 40) above their mean, and the same with stretches hidden by SpecAugment."""
     figure, axes = panels(2, height=3.8, sharex=True)
     for ax, rows, title in zip(axes, (before, after), ("as they are", "in one epoch of training"), strict=True):
-        bar = image_on(ax, rows, len(rows) * SHIFT / SAMPLE_RATE, cmap=DIVERGING, vmin=-3, vmax=3)
-        bar.set_label("deviations")
-        ax.set(title=title, ylabel="coefficient")
+        bar = image_on(ax, rows, len(rows) * SHIFT / SAMPLE_RATE, cmap=DIVERGING, vmin=-6, vmax=6)
+        bar.set_label("nats above the mean")
+        ax.set(title=title, ylabel="mel channel")
     axes[1].set_xlabel("time (s)")
     return figure
 
