@@ -42,7 +42,7 @@ for name in ("T1", "S3", "B2"):
     print(f"{name}  {models.megabytes(name):4.1f} MB  {recogniser.transcribe(spoken.wave)}")
 
 # %% [markdown]
-# One utterance proves nothing: a model may be lucky. The test set has some two hundred. The *word error rate* (WER) is
+# One utterance proves nothing: a model may be lucky. The test set has some six hundred. The *word error rate* (WER) is
 # the number of wrong, missing and superfluous words over all of them, divided by the number of words.
 #
 # ## The trade

@@ -164,8 +164,8 @@ assert np.abs(mfcc(np.zeros(1600))).max() == 0 and np.log(silence).min() < -30
 # training set. Nothing in it depends on the rest of the utterance, so it streams.
 #
 # In training, *SpecAugment* hides random stretches of time and of the mel axis. A model that cannot count on any single
-# stretch learns to use all of them. What is hidden becomes its mean over the training set, the least surprising thing to
-# put there; a row that is hidden whole is 0 after the normaliser.
+# stretch learns to use all of them. What is hidden becomes its mean over the training set, the least surprising thing
+# to put there; a row that is hidden whole is 0 after the normaliser.
 
 # %%
 normaliser = Normaliser.estimate([mfcc(utterance.hear(u).wave) for u in utterance.part("dev")[:40]])

@@ -230,3 +230,18 @@ def blanks(models, names, path=None):
         figure.colorbar(image, ax=row, pad=0.01, aspect=15).set_label(label)
     axes[0, 0].set_ylabel("said so far")
     return figure
+
+
+# --- 11 cascade -----------------------------------------------------------------------------------
+
+
+def differences(found):
+    """{name: (difference, low, high)}, fractions: WERs of two models apart, in points, with their intervals."""
+    figure, axes = panels(height=0.8 + 0.4 * len(found))
+    for y, (value, low, high) in enumerate(found.values()):
+        axes.plot([100 * low, 100 * high], [y, y], color=BLUE, lw=2)
+        axes.plot([100 * value], [y], "o", color=BLUE)
+    axes.axvline(0, color=GREY, lw=1, ls="--")
+    axes.set(yticks=range(len(found)), yticklabels=list(found), ylim=(len(found) - 0.5, -0.5))
+    axes.set_xlabel("difference of the WERs (points)")
+    return figure
