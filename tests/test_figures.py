@@ -160,10 +160,15 @@ def test_the_cascade_in_words():
 
 @needs_matplotlib
 def test_figures_are_returned_without_a_window_and_readable_at_the_width_of_a_page():
+    def windows():
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot.get_fignums() if pyplot else []
+
+    before = windows()
     figures = [draw(Runs([make_results()]), n) for draw in (cascade_figure, compression_figure) for n in (1, 2)]
     assert all(f.dpi == 80 and f.canvas.manager is None for f in figures)
     assert all(f.get_figwidth() * f.dpi <= 900 for f in figures)
-    assert "matplotlib.pyplot" not in sys.modules or sys.modules["matplotlib.pyplot"].get_fignums() == []
+    assert windows() == before
     nothing = Runs([make_results(TINY, drop=[m.name for m in TINY.models()])])
     assert cascade_figure(nothing) is None and compression_figure(nothing) is None
 

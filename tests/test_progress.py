@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import mmap
 
 import numpy as np
 import pytest
@@ -120,8 +121,10 @@ def test_a_log_that_cannot_be_written_ends_nothing(run, monkeypatch, tmp_path):
 def test_anonymous_memory(tmp_path, monkeypatch):
     before = anonymous_memory()
     if before is not None:
-        ballast = np.ones(2**25)  # 256 MiB
-        assert 0.9 * ballast.nbytes < anonymous_memory() - before < 1.5 * ballast.nbytes
+        with mmap.mmap(-1, 2**28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ballast:  # 256 MiB of fresh memory
+            for start in range(0, 2**28, 2**20):
+                ballast[start : start + 2**20] = b"1" * 2**20
+            assert 0.9 * 2**28 < anonymous_memory() - before < 1.5 * 2**28
     for text in ("RssAnon: much", "", None):
         monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
         if text is not None:

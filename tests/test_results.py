@@ -139,11 +139,12 @@ def test_results_in_the_repository_can_be_read(tmp_path):
     for path in stored:
         written = json.loads(path.read_text())
         read = read_results(path)
-        for key in read.keys() - {"models", "paired"}:
-            assert read[key] == written.get(key)
-        for kind in ("models", "paired"):
-            for new, old in zip(read[kind], written[kind], strict=True):
-                assert new == {key: old.get(key) for key in new}
+        for record, source in [(read, written), *zip(read.get("runs", []), written.get("runs", []), strict=True)]:
+            for key in record.keys() - {"models", "paired", "runs"}:
+                assert record[key] == source.get(key)
+            for kind in ("models", "paired"):
+                for new, old in zip(record[kind], source[kind], strict=True):
+                    assert new == {key: old.get(key) for key in new}
         assert "The whole report" in write_report([path], tmp_path / path.parent.name)
 
 

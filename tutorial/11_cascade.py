@@ -114,9 +114,7 @@ check(factor, lambda x: abs(x - narrow) < 0.1, "Errors of a sum of n draws grow 
 
 # %%
 test = wer.paired_test(scores["S1"], scores["B1"])
-print(
-    f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]; p = {test.p_value:.4f}"
-)
+print(f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]; p = {test.p_value:.4f}")
 
 # %% [markdown]
 # **Break it.** Draw for each model by itself, as if they had had two different test sets. The difference stays, its
