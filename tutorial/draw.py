@@ -121,6 +121,54 @@ def wer_against_size(runs, test_set="test-clean"):
     return figure
 
 
+# --- 02 autodiff ----------------------------------------------------------------------------------
+
+
+def tape(nodes, edges, notes, height=2.4):
+    """tensor.graph's nodes [(operation, shape)] and edges as boxes and arrows; notes: a text below each name.
+
+    Results stand from left to right, each as far as the longest way to it; a leaf stands above or below its only user.
+    """
+    figure, axes = panels(height=height)
+    results = {result for _, result in edges}
+    users = [[result for parent, result in edges if parent == i] for i in range(len(nodes))]
+    column, row = [0] * len(nodes), [0.0] * len(nodes)
+    for parent, result in edges:  # in the order of results, so the parent's is final
+        column[result] = max(column[result], column[parent] + (parent in results or len(set(users[parent])) > 1))
+    for c in range(max(column) + 1):
+        same = [i for i in range(len(nodes)) if column[i] == c and (i in results or len(set(users[i])) > 1)]
+        for k, i in enumerate(same):
+            row[i] = (len(same) - 1) / 2 - k
+    for i in range(len(nodes)):
+        if i not in results and len(set(users[i])) == 1:
+            user = users[i][0]
+            column[i] = column[user]
+            row[i] = row[user] + (1 if [p for p, r in edges if r == user and p not in results][0] == i else -1)
+    where, boxes = list(zip(column, row, strict=True)), []
+    for i, ((name, _), note) in enumerate(zip(nodes, notes, strict=True)):
+        color = BLUE if i in results else GREEN
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": color, "linewidth": 1.5}
+        text = axes.text(*where[i], f"{name}\n{note}", ha="center", va="center", fontsize=8, bbox=box)
+        boxes.append(text.get_bbox_patch())
+    for k, (parent, result) in enumerate(edges):
+        around = row[parent] == row[result] and column[result] > column[parent] + 1  # what stands between them
+        curve = -0.45 if around else 0.25 if (parent, result) in edges[:k] else 0.0
+        style = {"arrowstyle": "-|>", "color": GREY, "connectionstyle": f"arc3,rad={curve}"}
+        ends = {"patchA": boxes[parent], "patchB": boxes[result], "shrinkA": 1, "shrinkB": 2}
+        axes.annotate("", where[result], where[parent], arrowprops=style | ends)
+    axes.set(xlim=(min(column) - 0.5, max(column) + 0.5), ylim=(min(row) - 0.5, max(row) + 0.5))
+    axes.set_axis_off()
+    return figure
+
+
+def steps(sizes, disagreements):
+    """gradcheck's result against its step."""
+    figure, axes = panels(height=2.8)
+    axes.loglog(sizes, disagreements, color=BLUE, marker="o")
+    axes.set(xlabel="step h", ylabel="relative disagreement")
+    return figure
+
+
 # --- 03 sound -------------------------------------------------------------------------------------
 
 
@@ -166,6 +214,43 @@ def rows_apart(differences):
 
 
 # --- 05 conformer ---------------------------------------------------------------------------------
+
+
+def rows_seen(wave, strengths):
+    """The wave, and (T', T) how much each output row changes with each input row: white where it cannot at all."""
+    figure, axes = panels(2, height=4.6, sharex=True, height_ratios=[1, 3])
+    wave_on(axes[0], wave)
+    rows, frames = strengths.shape
+    amount = np.where(strengths > 0, np.log10(np.maximum(strengths, 1e-30)), np.nan) - np.log10(strengths.max())
+    seconds = frames * SHIFT / SAMPLE_RATE
+    extent = (0, seconds, rows * ROW_SECONDS, 0)
+    image = axes[1].imshow(amount, extent=extent, origin="upper", vmin=-6, vmax=0)
+    figure.colorbar(image, ax=axes[1], pad=0.01, aspect=15).set_label("log10 of the gradient")
+    axes[1].set(xlabel="input row at (s)", ylabel="output row at (s)")
+    return figure
+
+
+def looked_back(weights, row_seconds):
+    """(H, W): how much each head takes, on average, from a row that lies so far back."""
+    figure, axes = panels(height=2.8)
+    far = np.arange(weights.shape[1]) * row_seconds
+    for h, (head, color, marker) in enumerate(zip(weights, (BLUE, ORANGE, GREEN, PINK), "os^D", strict=False)):
+        axes.plot(far, head, color=color, marker=marker, markersize=4, label=f"head {h}")
+    axes.set(xlabel="seconds back", ylabel="mean weight", ylim=(0, None))
+    axes.legend(ncols=2)
+    return figure
+
+
+def leak(differences, starts):
+    """{name: difference per output row (T',)} of a batch laid end to end; starts: of its utterances, in rows."""
+    figure, axes = panels(height=2.6)
+    for (name, values), color, dash in zip(differences.items(), (BLUE, RED), ("-", "--"), strict=False):
+        axes.plot(np.arange(len(values)) * ROW_SECONDS, values, dash, color=color, label=name)
+    for start in starts:
+        axes.axvline(start * ROW_SECONDS, color=GREY, linestyle=":")
+    axes.set(xlabel="time in the batch (s); dotted: an utterance begins", ylabel="largest difference")
+    axes.legend()
+    return figure
 
 
 def attention(weights, row_seconds):
