@@ -24,10 +24,10 @@ Left out: bytes instead of characters, BPE dropout, unigram language models.  Fi
 import hashlib
 import json
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
-from . import UserError
-from .fast_bpe import learn_merges
+from . import UserError, fast_bpe
 
 MARKER = "▁"  # U+2581, stands in front of every word
 
@@ -82,6 +82,9 @@ def learn_merges_readable(words, counts, wanted, new, progress=False):
         words = [glue(word, best, new) for word in words]
         new += 1
     return merges
+
+
+learn_merges = partial(fast_bpe.learn_merges, glue=glue)  # the same merges, without counting all words again
 
 
 # --- the vocabulary -------------------------------------------------------------------------------

@@ -7,19 +7,7 @@ from itertools import pairwise
 from .command import progress_bar
 
 
-def glue(ids, pair, new):
-    """`new` in place of `pair`, from left to right: bpe.glue (bpe.py imports this file)."""
-    left, right = pair
-    glued = []
-    for unit in ids:
-        if unit == right and glued and glued[-1] == left:
-            glued[-1] = new  # which is neither left nor right, so it will not be glued again
-        else:
-            glued.append(unit)
-    return glued
-
-
-def learn_merges(words, counts, wanted, new, progress=False):
+def learn_merges(words, counts, wanted, new, progress=False, *, glue):
     """The merges of bpe.learn_merges_readable; each of them touches only the words that hold the pair.
 
     (1) `where` knows, for each pair, the words that may hold it.  (2) A merge creates only pairs that contain the new
