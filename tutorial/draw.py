@@ -317,6 +317,20 @@ def blanks(models, names, path=None):
     return figure
 
 
+# --- 08 training ----------------------------------------------------------------------------------
+
+
+def curves(found, label="loss", log=True):
+    """{name: values}: a number over the steps, for one or several trainings."""
+    figure, axes = panels(height=2.8)
+    for (name, values), color, dash in zip(found.items(), (BLUE, RED, GREEN), ("-", "--", ":"), strict=False):
+        axes.plot(np.arange(1, len(values) + 1), values, dash, color=color, label=name)
+    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    if len(found) > 1:
+        axes.legend()
+    return figure
+
+
 # --- 11 cascade -----------------------------------------------------------------------------------
 
 
