@@ -186,7 +186,8 @@ assert gradcheck(cube, inputs) < 1e-8 < 1e-4 < slightly
 # %% [markdown]
 # **How small is "a little"?** Too large, and the function is not straight over the step: the error falls with $h^2$.
 # Too small, and the two values agree in nearly all their digits, so rounding is all that is left: that error grows with
-# $1/h$. In float64 the best is somewhere near $10^{-5}$. In float32, with 7 digits, nothing is left of the whole check.
+# $1/h$. In float64 the best is somewhere near $10^{-5}$. With float32's 7 digits the valley is
+# so shallow that small mistakes pass.
 
 # %%
 steps = 10.0 ** np.arange(-11, 0)

@@ -214,4 +214,4 @@ print(f"streamed against whole: largest difference {largest:.1e}, where values r
 assert largest < 1e-3
 
 # %% [markdown]
-# **Next:** 04 words (to come), the other end of the model: what should come out.
+# **Next:** [04 words](04_words.ipynb), the other end of the model: what should come out.

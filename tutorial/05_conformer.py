@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 05 The conformer: what a row may know
 #
-# Forty numbers every 10 ms went in ([03](03_sound.ipynb)). A hundredth of a second is no sound of a language: an S
-# takes ten of them, and what it means hangs on what came before. The *encoder* turns the rows into fewer rows that each
-# know their past. Ours is a *conformer*, and it never looks ahead, so it can run while somebody speaks.
+# Forty numbers every 10 ms went in ([03](03_sound.ipynb)). A hundredth of a second is not yet a sound of a language: an
+# S takes ten of them, and what it means hangs on what came before. The *encoder* turns the rows into fewer rows that
+# each know their past. Ours is a *conformer*, and it never looks ahead, so it can run while somebody speaks.
 #
 # You will be able to say how far back a row can see, to find it out by going backwards, and to notice when utterances
 # of one batch hear each other.
@@ -46,8 +46,8 @@ draw.hear(spoken.path)
 # **Question.** What does row $n$ take from row $m$? Each row makes a *query* $q$, a *key* $k$ and a *value* $v$. The
 # position vector $r_i$ stands for "$i$ rows ago", $C$ is the width of a head, and $W$ the window:
 #
-# $$ s_m = \frac{q_n \cdot (k_m + r_{n-m})}{\sqrt C} \qquad p = \mathrm{softmax}(s) \qquad \mathrm{out}_n = \sum_m p_m
-#    v_m \qquad m = n - W + 1, \dots, n $$
+# $$ s_m = \frac{q_n \cdot (k_m + r_{n-m})}{\sqrt C} \qquad p = \mathrm{softmax}(s) \qquad
+#    \mathrm{out}_n = \sum_m p_m v_m \qquad m = n - W + 1, \dots, n $$
 #
 # The smallest case: queries of zero. Then all scores are equal, and what comes out is a running mean.
 
@@ -88,17 +88,19 @@ draw.show(
 assert np.allclose(weights.sum(axis=2), 1, atol=1e-4) and not np.triu(weights, 1).any()
 
 # %% [markdown]
-# Such maps invite stories. A calmer picture is the mean over the utterance: how far back does a head look? It is one
-# utterance of one trained model; another seed deals the roles out in another way.
+# Such maps invite stories. A calmer picture is the mean over the utterance: does a head have a favourite distance?
 
 # %%
 W = encoder.config.window
 by_distance = np.array([[np.diagonal(head, -i).sum() / len(head) for i in range(W)] for head in weights])
 draw.show(
     draw.looked_back(by_distance, 0.02),
-    "Mean weight of a row that lies so far back. Without any training every curve would be nearly flat.",
+    f"Mean weight of a row that lies so far back. A head that does not care gives 1/{W} to each, the dotted line. "
+    f"On average a row gives {weights.max(axis=2).mean():.2f} to its favourite row, and no distance gets "
+    f"more than {by_distance.max():.2f}: it looks at what it hears, more than at how long ago it was.",
 )
 assert np.allclose(by_distance.sum(axis=1), 1, atol=1e-4)
+assert weights.max(axis=2).mean() > 1.2 * by_distance.max()
 
 # %% [markdown]
 # ## Convolution: a mean whose weights are learned
@@ -146,12 +148,14 @@ def strengths(encoder, features, row):
 
 
 seen = np.array([strengths(encoder, features, row) for row in range(lengths[0])])
+recent = sum(seen[row, max(0, 8 * row - 42) : 8 * row + 8].sum() for row in range(lengths[0])) / seen.sum()
 draw.show(
     draw.rows_seen(spoken.wave, seen),
     "How strongly each output row (downwards) depends on each input row (to the right), in powers of ten. White: not "
-    "at all. The edge on the right is the present; the one on the left is as far as attention and convolution reach. "
-    "Most of what counts lies in the last half second.",
+    "at all. The upper edge is the present, with its steps of 80 ms; the lower one is as far as attention and "
+    f"convolution reach, and little arrives from there. {recent:.0%} of the gradient lies in the last half second.",
 )
+assert 0.3 < recent < 1
 for row in range(lengths[0]):
     assert not seen[row, 8 * row + 8 :].any(), "the future"
 
@@ -198,7 +202,7 @@ check(
 # %% [markdown]
 # **A deeper encoder** sees further, and faster than one thinks: a block after the last pool adds $W + K - 2$ rows of
 # 80 ms. The paper's teacher has 16 blocks; with the window of 256 and the 32 taps that we give it, a row could know the
-# last five minutes. No sentence of the corpus is longer than half a minute, so there the window forgets nothing.
+# last five minutes. No utterance of LibriSpeech is longer than 35 s, so there the window forgets nothing.
 
 # %%
 further = count(blocks=4) - count(blocks=3)
@@ -215,28 +219,25 @@ assert further == 8 * (W + K - 2)
 # its neighbour. Nothing fails, and the shapes are right.
 
 # %%
-second = features[: len(features) // 2]
-both, T = np.concatenate([features[:160], second]), [160, len(second)]
+first, second = features[:160], features[: len(features) // 2]
+both, T = np.concatenate([first, second]), [len(first), len(second)]
 with no_grad():
-    alone, _ = encoder(Tensor(second), [len(second)])
-    told, _ = encoder(Tensor(both), T)
-    forgot, _ = encoder(Tensor(both), [sum(T)])
-apart = {"told": np.abs(told.data[20:] - alone.data).max(axis=1)}
-apart["forgot"] = np.abs(forgot.data[20:] - alone.data).max(axis=1)
-quiet = np.zeros(20)  # the first utterance: it has no neighbour before it
+    alone = np.concatenate([encoder(Tensor(x), [len(x)])[0].data for x in (first, second)])
+    batches = {"told": encoder(Tensor(both), T)[0].data, "forgot": encoder(Tensor(both), [sum(T)])[0].data}
+apart = {name: np.abs(batch - alone).max(axis=1) for name, batch in batches.items()}
 draw.show(
-    draw.leak({name: np.concatenate([quiet, difference]) for name, difference in apart.items()}, [0, 20]),
-    "Two utterances in one batch: how far the rows of the second are from those that it has when it is alone. Told "
-    "the lengths, not at all. Not told, its beginning is wrong, and it recovers only when the end of the first is out "
-    "of its sight.",
+    draw.leak(apart, [0, 160 // 8]),
+    "Two utterances in one batch: how far their rows are from those that they have alone. Told the lengths, not at "
+    "all. Not told, the beginning of the second is wrong, and it recovers only slowly, as the end of the first moves "
+    "out of its sight. The first has no neighbour before it, and is right.",
 )
 print({name: f"{difference.max():.1e}" for name, difference in apart.items()})
 assert apart["told"].max() < 1e-3 and apart["forgot"].max() > 0.1
 
 # %% [markdown]
-# The mean loss hardly shows it: training learns to live with the noise. Then the model is used on single utterances,
-# and is worse than in training for no visible reason. The test that finds it is this one: *a batch must compute what
-# its utterances compute one by one*.
+# A training loss cannot say so: it is computed on the same wrong rows. In use, utterances come one by one, and the rows
+# are others than those that the model was trained on. The test that finds it: *a batch must compute what its
+# utterances compute one by one*.
 
 # %% [markdown]
 # ## The number
@@ -256,5 +257,5 @@ print(f"streamed against whole: largest difference {largest:.1e}, where values r
 assert largest < 1e-3
 
 # %% [markdown]
-# **Next:** 06 prediction and joint (to come): the other half of the model, which does not hear,
+# **Next:** [06 prediction and joint](06_prediction_and_joint.ipynb): the other half of the model, which does not hear,
 # and where both halves meet.

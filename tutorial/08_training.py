@@ -179,4 +179,4 @@ assert reader.transcribe(spoken.wave) == spoken.text
 # %% [markdown]
 # It has learned this sentence by heart, and nothing else: 1,600 utterances and 4,000 steps later it is a recogniser.
 #
-# **Next:** 09 decoding and WER (to come): from probabilities to words.
+# **Next:** [09 decoding and WER](09_decoding.ipynb): from probabilities to words.

@@ -15,6 +15,7 @@ import io
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from mini_pkd.features import NFFT, SAMPLE_RATE, SHIFT
@@ -236,8 +237,9 @@ def looked_back(weights, row_seconds):
     far = np.arange(weights.shape[1]) * row_seconds
     for h, (head, color, marker) in enumerate(zip(weights, (BLUE, ORANGE, GREEN, PINK), "os^D", strict=False)):
         axes.plot(far, head, color=color, marker=marker, markersize=4, label=f"head {h}")
-    axes.set(xlabel="seconds back", ylabel="mean weight", ylim=(0, None))
-    axes.legend(ncols=2)
+    axes.axhline(1 / weights.shape[1], color=BLACK, linestyle=":")
+    axes.set(xlabel="seconds back", ylabel="mean weight", ylim=(0, 1.5 * weights.max()))
+    axes.legend(ncols=4)
     return figure
 
 
@@ -314,6 +316,108 @@ def blanks(models, names, path=None):
     for row, image, label in ((axes[0], above, "P(blank)"), (axes[1], below, "KL of the node")):
         figure.colorbar(image, ax=row, pad=0.01, aspect=15).set_label(label)
     axes[0, 0].set_ylabel("said so far")
+    return figure
+
+
+def growing(steps):
+    """{merges: [units of each word]}: a line for each number of merges, a box for each unit."""
+    figure, axes = panels(height=0.4 + 0.38 * len(steps))
+    colors = (SKY, ORANGE, YELLOW, PINK, GREEN)
+    for line, words in enumerate(steps.values()):
+        x = 0.0
+        for word in words:
+            for k, unit in enumerate(word):
+                color = colors[k % len(colors)] if len(unit) > 1 else "white"
+                box = {"facecolor": color, "edgecolor": GREY, "alpha": 0.6}
+                axes.add_patch(Rectangle((x + 0.05, line - 0.38), len(unit) - 0.1, 0.76, **box))
+                for i, letter in enumerate(unit):
+                    axes.text(x + i + 0.5, line, letter.replace("\u2581", "_"), ha="center", va="center", fontsize=9)
+                x += len(unit)
+            x += 1.0
+    axes.set(xlim=(-0.2, x - 0.8), ylim=(len(steps) - 0.5, -0.5), ylabel="merges")
+    axes.set_yticks(range(len(steps)), list(steps))
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def units_per_word(sizes, curves, lattice):
+    """{name: units a word for each size of vocabulary}, and beside it how many numbers a lattice has."""
+    figure, axes = panels(1, 2, height=3.0)
+    for (name, values), color, marker in zip(curves.items(), (BLUE, ORANGE), "os", strict=False):
+        axes[0].plot(sizes, values, color=color, marker=marker, markersize=4, label=name)
+    axes[0].set(xlabel="V, symbols in the vocabulary", ylabel="units a word", ylim=(0, None))
+    axes[0].legend()
+    axes[1].plot(sizes, np.array(lattice) / 1000, color=GREEN, marker="D", markersize=4)
+    axes[1].set(xlabel="V, symbols in the vocabulary", ylabel="thousand numbers in a lattice", ylim=(0, None))
+    return figure
+
+
+def guesses(probabilities, units, labels, least=0.08):
+    """(U+1, V): P(next symbol) after each label, for the symbols that are ever likely; rings: what came next."""
+    came = [*labels, 0]  # in the end, the blank
+    shown = [k for k in range(len(units)) if probabilities[:, k].max() >= least or k in came]
+    figure, axes = panels(height=0.9 + 0.2 * len(shown))
+    image = axes.imshow(probabilities[:, shown].T, vmin=0, vmax=1)
+    ring = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.5}
+    effect = [withStroke(linewidth=4, foreground=RED)]
+    axes.scatter(range(len(came)), [shown.index(k) for k in came], s=60, path_effects=effect, **ring)
+    axes.set_yticks(range(len(shown)), [units[k].replace("\u2581", "_") or "end" for k in shown], fontsize=8)
+    axes.set_xticks(range(len(came)), ["start", *(units[k].replace("\u2581", "_") for k in labels)])
+    axes.set(xlabel="the last label that was said", ylabel="next")
+    figure.colorbar(image, ax=axes, pad=0.01, aspect=20).set_label("P(next)")
+    return figure
+
+
+def cheating(curves, ignorance):
+    """{name: loss after each step}, and a dotted line for a model that knows nothing."""
+    figure, axes = panels(height=3.0)
+    for (name, values), color, dash in zip(curves.items(), (BLUE, ORANGE, RED), ("-", "--", "-."), strict=False):
+        axes.plot(values, dash, color=color, label=name)
+    axes.axhline(ignorance, color=GREY, linestyle=":")
+    axes.set(xlabel="steps of training", ylabel="loss a symbol (nats)", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def parts(models):
+    """{model: Transducer.parameters_by_part()} as bars of 100 %."""
+    figure, axes = panels(height=1.0 + 0.5 * len(models))
+    colors = dict(zip(next(iter(models.values())), (BLUE, ORANGE, GREEN, SKY, PINK, BLACK), strict=False))
+    for line, sizes in enumerate(models.values()):
+        left, total = 0.0, sum(sizes.values())
+        for part, size in sizes.items():
+            label = part.replace("_", " ") if line == 0 else None
+            axes.barh(line, 100 * size / total, left=left, color=colors[part], edgecolor="white", label=label)
+            left += 100 * size / total
+    names = [f"{name}: {sum(sizes.values()) / 1e6:.1f} M" for name, sizes in models.items()]
+    axes.set_yticks(range(len(models)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the parameters in %", xlim=(0, 100))
+    figure.legend(loc="outside upper center", ncols=6, fontsize=8)
+    return figure
+
+
+def beam_tree(trace, units, best):
+    """The trace of beam_search_readable as a tree: {labels: ways} for each row; best: labels of the winner, a tuple."""
+    lives = {}  # labels: first and last row
+    for t, row in enumerate(trace):
+        for labels in row:
+            lives[labels] = (lives.get(labels, (t,))[0], t)
+    place = {labels: i for i, labels in enumerate(sorted(lives))}  # a text stands before those that go on from it
+    figure, axes = panels(height=1.2 + 0.16 * len(lives))
+    for labels, (first, last) in lives.items():
+        won = labels == best[: len(labels)]
+        style = {"color": BLUE if won else GREY, "linewidth": 3 if won else 1}
+        start, y = first * ROW_SECONDS, place[labels]
+        axes.plot([start, (last + 1) * ROW_SECONDS], [y, y], **style)
+        before = next((labels[:n] for n in range(len(labels) - 1, -1, -1) if labels[:n] in lives), None)
+        if before is not None:
+            axes.plot([start, start], [place[before], y], **style, alpha=0.5)
+            text = " ".join(units[i] for i in labels[len(before) :])
+            axes.annotate(text, (start, y), (-3, 0), "data", "offset points", fontsize=8, ha="right", va="center")
+    axes.set(xlabel="time (s)", yticks=[], ylim=(len(lives) - 0.3, -0.7), xlim=(-0.1, len(trace) * ROW_SECONDS))
+    axes.spines["left"].set_visible(False)
     return figure
 
 
