@@ -390,7 +390,7 @@ def parts(models):
             label = part.replace("_", " ") if line == 0 else None
             axes.barh(line, 100 * size / total, left=left, color=colors[part], edgecolor="white", label=label)
             left += 100 * size / total
-    names = [f"{name}: {sum(sizes.values()) / 1e6:.1f} M" for name, sizes in models.items()]
+    names = [f"{name}: {sum(sizes.values()) / 1e6:.3g} M" for name, sizes in models.items()]
     axes.set_yticks(range(len(models)), names)
     axes.invert_yaxis()
     axes.set(xlabel="share of the parameters in %", xlim=(0, 100))
