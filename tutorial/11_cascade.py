@@ -181,4 +181,4 @@ draw.show(
 assert found["S2 - B2"].high < 0 and found["S3 - B2"].high < 0
 
 # %% [markdown]
-# **Next:** 12 streaming and the device (to come): the same model while somebody is still speaking.
+# **Next:** [12 streaming and the device](12_streaming.ipynb): the same model while somebody is still speaking.

@@ -448,3 +448,46 @@ def differences(found):
     axes.set(yticks=range(len(found)), yticklabels=list(found), ylim=(len(found) - 0.5, -0.5))
     axes.set_xlabel("difference of the WERs (points)")
     return figure
+
+
+# --- 12 streaming, 13 fast and far ----------------------------------------------------------------
+
+
+def words_under(wave, heard, texts):
+    """The text so far under the wave: heard (n,) seconds after each piece, and the n texts; a line for each new one."""
+    new = [(s, text) for s, text, before in zip(heard, texts, ["", *texts], strict=False) if text != before]
+    figure, axes = panels(2, height=2 + 0.24 * len(new), sharex=True, height_ratios=[1.2, max(1, 0.24 * len(new))])
+    wave_on(axes[0], wave)
+    for i, (seconds, text) in enumerate(new):
+        axes[0].axvline(seconds, color=GREY, linewidth=0.6)
+        axes[1].plot([seconds, seconds], [-1, i], color=GREY, linewidth=0.6)
+        axes[1].plot(seconds, i, "o", color=RED, markersize=4)
+        axes[1].annotate(text, (seconds, i), (-6, 0), "data", "offset points", fontsize=8, ha="right", va="center")
+    axes[1].set(xlabel="heard so far (s)", yticks=[], ylim=(len(new) - 0.4, -1))
+    axes[1].spines["left"].set_visible(False)
+    return figure
+
+
+def encoder_rows_apart(differences):
+    """{name: difference per encoder row (T',)}, over time."""
+    figure, axes = panels(height=2.4)
+    for (name, values), color, dash in zip(differences.items(), (BLUE, RED), ("-", "--"), strict=False):
+        axes.plot(np.arange(len(values)) * ROW_SECONDS, values, dash, color=color, label=name, marker=".")
+    axes.set(xlabel="beginning of the row (s)", ylabel="largest difference")
+    axes.legend()
+    return figure
+
+
+def cost_against_vocabulary(sizes, costs):
+    """{name: (milliseconds, MiB) for each size of the vocabulary}, time and memory beside each other."""
+    figure, axes = panels(1, 2, height=3.0)
+    styles = zip((RED, BLUE), ("s--", "o-"), strict=True)
+    for (name, found), (color, style) in zip(costs.items(), styles, strict=True):
+        for ax, values in zip(axes, zip(*found, strict=True), strict=True):
+            ax.loglog(sizes, values, style, color=color, label=name)
+    for ax, title in zip(axes, ("time (ms)", "memory at the highest moment (MiB)"), strict=True):
+        ax.set(title=title, xlabel="symbols V")
+        ax.set_xticks(sizes, [f"{V:,}" for V in sizes], fontsize=9)
+        ax.minorticks_off()
+    axes[0].legend()
+    return figure
