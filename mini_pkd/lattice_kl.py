@@ -79,7 +79,7 @@ def kl_map(student_logits, teacher_logits, labels, kind="full"):
 def materialised_kl_and_gradients(
     student, teacher, labels, lengths, label_lengths, kind="full", temperature=1.0, kl_weighting="nodes"
 ):  # fmt: skip
-    """KL (B,), weighted, and the gradients of their sum with respect to the student's enc, pred, table and bias."""
+    """Weighted KL (B,), and the gradients of their sum with respect to the student's enc, pred, table and bias."""
     enc, pred, table, bias = student
     kl = []
     d_enc, d_pred, d_table, d_bias = (np.zeros_like(array) for array in student)
@@ -118,7 +118,7 @@ def distillation_loss(
     student, teacher, labels, lengths, label_lengths,
     alpha=ALPHA, temperature=1.0, kind="full", mixing="add", kl_weighting="nodes", **options,
 ):  # fmt: skip
-    """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), KL (B,), weighted).
+    """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), weighted KL (B,)).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
     options: chunk_bytes and keep_bytes of `walk_lattice`.

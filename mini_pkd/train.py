@@ -148,10 +148,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
                     state.log(*look())
                 step = state.step + 1
                 rate = learning_rate(step, plan.updates, state.rate, settings.warmup_steps, settings.floor_rate)
-                parts, normaliser = (
-                    train_part.micro_batches(indices, settings.microbatch_frames),
-                    train_part.store.normaliser,
-                )
+                parts = train_part.micro_batches(indices, settings.microbatch_frames)
                 means = train_step(model, teacher, parts, normaliser, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)
                 shown.step(indices, means, rate)

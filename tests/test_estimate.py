@@ -112,14 +112,14 @@ def test_memory_that_is_free(tmp_path, monkeypatch):
 
 
 def test_memory_needed_is_that_of_the_largest_at_a_time():
-    scale = TINY.override(["T1.width=2000"])
+    scale = TINY.override(["T1.width=2000", "61.width=40", "61.joint_width=48", "61.lstm_width=48"])
     models = {model.name: model for model in scale.models()}
     largest, students = estimate.memory_needed(scale, [models["T1"]]), [models[name] for name in ("S2", "B2", "S3")]
     assert estimate.memory_needed(scale, models.values()) == largest
     assert largest < estimate.memory_needed(scale, models.values(), 2) < 2 * largest
     taught, alone, _ = (estimate.memory_needed(scale, [model]) for model in students)
     teacher = 4 * count_parameters(scale.sizes["T1"].config(scale.settings.vocab_size))
-    assert 0 < taught - alone - teacher < 0.03 * teacher  # its weights, and its share of a chunk of the lattice
+    assert 0 < taught - alone - teacher < 0.02 * teacher  # its weights, and its share of a chunk of the lattice
     assert estimate.memory_needed(scale, [], 2) == 0
     many_frames = TINY.override(["batch_frames=1000000000"])  # says: no limit, and eight utterances are the limit
     assert estimate.memory_needed(many_frames, models.values()) < 1e9

@@ -152,11 +152,24 @@ def test_too_large_or_at_home(tmp_path):
 
 
 @needs_jupytext
+def test_only_a_known_repository_is_cloned_or_gets_a_badge(monkeypatch):
+    """A reader's click must not install what somebody else put under an address that we made up."""
+    path = build.sources()[0]
+    assert build.REPOSITORY is None
+    assert "git clone" not in str(build.notebook(path)) and "Open in Colab" not in str(build.notebook(path))
+    monkeypatch.setattr(build, "REPOSITORY", "somebody/mini_pkd")
+    badge, setup = build.notebook(path).cells[:2]
+    assert "github/somebody/mini_pkd/blob/main/tutorial/01_" in badge.source
+    assert "git clone --quiet --depth 1 https://github.com/somebody/mini_pkd " in setup.source
+    assert setup.metadata == {"jupyter": {"source_hidden": True}}
+
+
+@needs_jupytext
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("nbclient") or not find_spec("ipykernel"), reason="needs nbclient and ipykernel")
 def test_executing_keeps_outputs_and_names_the_cell_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "FOLDER", tmp_path)
-    monkeypatch.setattr(build, "SETUP", "# {repository}")  # the notebooks' own first cell is run by CI
+    monkeypatch.setattr(build, "SETUP", "# IMPORT")  # the notebooks' own first cell is run by CI
     path = tmp_path / "21_small.py"
     path.write_text(SMALL + "print(a + 1)\n")
     assert build.main(["--execute"]) == 0 and build.main(["--check"]) == 0

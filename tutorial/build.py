@@ -35,29 +35,31 @@ FOLDER = Path(__file__).parent
 LARGEST = 200_000  # bytes of a notebook with its outputs
 LONGEST = 60  # seconds a notebook may take once the kernels are compiled: said, not enforced, because machines differ
 PATIENCE = 600  # seconds for one cell: the first may compile
-REPOSITORY = "mini-pkd/mini_pkd"  # on GitHub: what Colab opens and clones
+REPOSITORY = None  # "owner/name" on GitHub: what Colab opens and clones; while there is none, notebooks have no badge
 
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/tutorial/{name}.ipynb)"
 )
 SETUP = """\
-# Finds mini_pkd, or on Colab gets it. pip is told to leave numpy alone: this kernel may have loaded it already.
+# Finds mini_pkd, and the tutorial's own pictures and exercises.
 import os
 import sys
 from pathlib import Path
 
-os.environ |= {{"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}  # models this small are fastest on one thread
+os.environ |= {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # models this small are fastest on one thread
+IMPORT
+sys.path.insert(0, str(Path(mini_pkd.__file__).parents[1]))"""
+ON_COLAB = """\
 try:
     import mini_pkd
-except ImportError:
+except ImportError:  # on Colab; pip is told to leave numpy alone, because this kernel may have loaded it already
     import numpy
 
     !git clone --quiet --depth 1 https://github.com/{repository} mini_pkd_project
     !pip install --quiet --editable mini_pkd_project numpy=={{numpy.__version__}}
     sys.path.insert(0, "mini_pkd_project")
-    import mini_pkd
-sys.path.insert(0, str(Path(mini_pkd.__file__).parents[1]))  # the tutorial's own pictures and exercises"""
+    import mini_pkd"""
 
 SOLUTION = re.compile(r"^( *)# SOLUTION(?:: (.*))?\n(?:.*\n)*?\1# END SOLUTION$", re.MULTILINE)
 OWN_PATH = re.compile(r"(?<![\w.:/])(/(?:home|Users|root|tmp|work|usr|opt|var)/|[A-Z]:\\\\)[^\s'\"<>]*")
@@ -82,12 +84,16 @@ def notebook(path, blank=False):
         raise UserError(f"{path.name} has a `# SOLUTION` without its `# END SOLUTION`, or the reverse; pair them.")
     if blank:
         text = SOLUTION.sub(lambda found: found[1] + (found[2] or "...") + "  # your turn", text)
-    cells = [v4.new_markdown_cell(BADGE.format(repository=REPOSITORY, name=path.stem))]
-    cells += [v4.new_code_cell(SETUP.format(repository=REPOSITORY))]
+    cells, find = [], "import mini_pkd"
+    if REPOSITORY:
+        cells = [v4.new_markdown_cell(BADGE.format(repository=REPOSITORY, name=path.stem))]
+        find = ON_COLAB.format(repository=REPOSITORY)
+    cells += [v4.new_code_cell(SETUP.replace("IMPORT", find))]
+    first = len(cells)
     cells += jupytext.reads(text, fmt="py:percent").cells
     for i, cell in enumerate(cells):
         cell.id = f"cell-{i:02d}"  # the same at every build
-        cell.metadata = {"jupyter": {"source_hidden": True}} if i == 1 or "# SOLUTION" in cell.source else {}
+        cell.metadata = {"jupyter": {"source_hidden": True}} if i == first - 1 or "# SOLUTION" in cell.source else {}
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return v4.new_notebook(cells=cells, metadata={"kernelspec": python, "language_info": {"name": "python"}})
 
