@@ -59,7 +59,7 @@ def test_results_hold_what_the_tables_need(finished, data):
             assert low <= m["wer"][part] <= high
             total = sum(len(text.split()) for text in references.values())
             assert sum(m["edits"][part]) / total == pytest.approx(m["wer"][part])
-    assert {m["params"] for m in models.values()} == {models[n]["params"] for n in ("T1", "S1", "S2")}
+    assert len({m["params"] for m in models.values()}) == len(scale.sizes)
     pairs = {(p["a"], p["b"]) for p in results["paired"]}
     assert {("S3", "B2"), ("S2", "B2"), ("S3", "S2"), ("S1", "B1"), ("S3", "T1")} <= pairs
     assert all(p["low"] <= p["difference"] <= p["high"] and 0 <= p["p"] <= 1 for p in results["paired"])
@@ -162,7 +162,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
         assert cascade.main(words_of(data, copy, "beam=1")) == 130
     assert [m["name"] for m in results_of(copy)["models"]] == ["T1", "S1"]
     assert not (copy / "B1" / "result.json").exists()  # half of its texts are of the new beam
-    assert "B2: decoded again, because the beam has changed" in capfd.readouterr().out
+    assert f"{', '.join(MODELS)}: decoded again, because the beam has changed" in capfd.readouterr().out
     assert cascade.main(words_of(data, copy, "beam=1", "--only", "S3", "--jobs", jobs)) == 0
     results = results_of(copy)
     assert results["settings"]["beam"] == 1

@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from invented_results import THREE_STAGES, make_pooled, make_results, write
+from invented_results import THREE_STAGES, TWO_STAGES, make_pooled, make_results, write
 
 from mini_pkd.figures import cascade_alt, cascade_boxes, cascade_figure, compression_figure
 from mini_pkd.report import main
@@ -145,14 +145,14 @@ def test_an_arrow_for_each_lesson_and_none_for_a_baseline():
     for number, lessons in ((1, 5), (2, 3)):  # T1-S1-S3-S5 and T1-S2, T1-S4; T1-S6-S8 and T1-S7
         (axes,) = cascade_figure(Runs([make_results()]), number).axes
         assert len([t for t in axes.texts if getattr(t, "arrow_patch", None) is not None]) == lessons
-    results = make_results(TINY)
+    results = make_results(TWO_STAGES)
     results["experiments"][0]["stages"][1]["teacher"] = "T1"  # a file from other hands: S3 has not learnt from S1
     (axes,) = cascade_figure(Runs([results])).axes
     assert [t.get_text() for t in axes.texts].count("teaches") == 1
 
 
 def test_the_cascade_in_words():
-    assert cascade_alt(Runs([make_results(TINY)])) == (
+    assert cascade_alt(Runs([make_results(TWO_STAGES)])) == (
         "Experiment 1, tiny: T1 (1.28 M) is the first teacher; T1 teaches S1 (0.790 M), S2 (0.610 M); "
         "S1 teaches S3 (0.610 M); without a teacher: B1 (0.790 M), B2 (0.610 M)"
     )

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from invented_results import make_pooled, make_results
+from invented_results import TWO_STAGES, make_pooled, make_results
 
 from mini_pkd.findings import findings, paper_beside_ours, teaching_table
 from mini_pkd.report import report_text
@@ -88,18 +88,18 @@ def test_one_test_over_all_seeds_decides(shift, verdict):
 
 def test_what_a_teacher_and_what_size_is_worth():
     """By hand: in make_results S2 is a half point below B2, and B2 2.5 points above T1, per seed 0, 1, 4."""
-    _, rows = teaching_table(Runs([make_results(TINY)]))
+    _, rows = teaching_table(Runs([make_results(TWO_STAGES)]))
     table = {row[1]: row for row in rows}
     assert list(table) == ["S1 against B1", "B1 over T1", "S3 against B2", "S2 against B2", "B2 over T1"]
     assert table["S2 against B2"] == ["0.610 M", "S2 against B2", *["-9.5 %"] * 2]  # 9.5 against 10.5 %; not tested
     assert table["B2 over T1"][2] == "1.31 times, p = 0.0312"  # 10.5 / 8
-    pooled = make_pooled(TINY)
+    pooled = make_pooled(TWO_STAGES)
     table = {row[1]: row for row in teaching_table(Runs(pooled["runs"], pooled))[1]}
     assert table["B2 over T1"][2] == "1.30 [0.95, 1.25] times, p = 0.0312"  # (10.5 + 10.75 + 11.5) / (8 + 8.25 + 9)
     assert table["S3 against B2"][3] == "-4.6 [-5.0, +25.0] %, p = 0.0312"
     table = {row[1]: row for row in teaching_table(Runs(pooled["runs"]))[1]}  # only the report has seen them together
     assert table["S3 against B2"][3] == "-4.6 %"
-    assert teaching_table(Runs([make_results(TINY, drop=["B1"])]))[1][0][2:] == ["-", "-"]
+    assert teaching_table(Runs([make_results(TWO_STAGES, drop=["B1"])]))[1][0][2:] == ["-", "-"]
 
 
 def test_the_paper_beside_ours():
