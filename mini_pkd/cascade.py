@@ -3,6 +3,7 @@
     python -m mini_pkd.cascade                                  tiny, on data_small/numbers: minutes
     python -m mini_pkd.cascade --scale small                    the paper at 1 : 100, on data_small/sentences
     python -m mini_pkd.cascade --scale full --data LibriSpeech  the paper
+    python -m mini_pkd.cascade --seeds 3                        three times, and the table pooled over the seeds
 
     T1 = train(the largest size, no teacher)
     for each experiment, for each of its stages, at the stage's size, smaller and smaller:
@@ -15,7 +16,8 @@ A run lives in one folder and can be stopped at any instant; the same command co
 on each other are trained side by side: the command starts itself again for each of them, at most `jobs` at a time, each
 in its own slot, and makes the table when they have finished.
 
-Left out here: who teaches whom (scales.py), the folder's files (run_folder.py), starting processes (processes.py).
+Left out here: who teaches whom (scales.py), the folder's files (run_folder.py), what is made when and in which process
+(seed_runs.py, processes.py).
 """
 
 import shlex
@@ -26,16 +28,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import UserError, report, warm_up, wer
+from . import UserError, report, seed_runs, wer
 from .command import command, disk_errors, printable
 from .command_line import read_command_line
-from .corpus_folder import find_parts
-from .estimate import describe, refuse_what_does_not_fit
+from .estimate import describe
 from .fast_beam import beam_search
 from .feature_store import FeatureStore
 from .model_file import save_model
 from .prepared_corpus import TEST_SETS, corpus_name, default_data, features_folder, prepare_corpus
-from .processes import default_jobs, end_with_parent, sigterm_is_ctrl_c, train_side_by_side
+from .processes import default_jobs, end_with_parent, sigterm_is_ctrl_c
 from .run_folder import RunFolder, about_model
 from .scales import SCALES, get_scale
 from .seeds import generator
@@ -47,47 +48,17 @@ from .transducer import Transducer
 
 
 class Cascade:
-    """One run: a scale, a corpus, a seed, a folder.  slot: None in the process that makes the table."""
+    """One seed of a run: a scale, a corpus, a seed, a folder.  slot: None in the process that makes the table."""
 
-    def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True, slot=None):
+    def __init__(self, scale, data=None, out=None, seed=0, command="", strict=False, progress=True, slot=None,
+                 several=False):  # fmt: skip
         self.scale, self.settings, self.seed = scale, scale.settings, seed
         self.command, self.strict, self.progress, self.slot = command, strict, progress, slot
         self.data = Path(data) if data else default_data(scale.settings.data)
         self.corpus = corpus_name(self.data)
         self.out = Path(out) if out else Path("runs") / (scale.name if seed == 0 else f"{scale.name}-seed{seed}")
-        self.folder = RunFolder(self.out, scale, seed, self.corpus)
+        self.folder = RunFolder(self.out, scale, seed, self.corpus, several)
         self.models = self.folder.models  # {name: scales.Model}, teachers before their students
-
-    def run(self, only=None, jobs=1, arguments=(), memory=None):
-        """Make all models, or those named in `only`, and the table; finished models are not touched.
-
-        jobs: how many models at a time; with more than one, their processes get `arguments` (scale and settings) again
-        memory: the GB that may be used; None: what is free
-        """
-        folder = self.folder
-        config = folder.updated_config(self.say)
-        todo = self.unfinished(only)
-        again = [model.name for model in todo if folder.result_file(model.name).exists()]
-        if again:
-            self.say(f"{', '.join(again)}: decoded again, because the beam has changed")
-        if todo:
-            refuse_what_does_not_fit(self.scale, [m for m in todo if not folder.trained(m.name)], jobs, memory)
-            find_parts(self.data)  # raises if there is no corpus, before a folder is made
-        with folder.locked():
-            folder.check_files(todo)
-            folder.write_config(config)
-            if todo:
-                corpus = self.prepare()
-                self.say("compiling the kernels, half a minute the first time")
-                warm_up.ensure()
-                with StopSignal() as stop:
-                    if jobs > 1:  # also when one model is left: with other threads it would end in other bits
-                        words = [*arguments, "--data", self.data, "--out", self.out, "--seed", self.seed]
-                        words += ["--command", self.command] + ["--strict"] * self.strict
-                        train_side_by_side(todo, jobs, words, stop, folder.finished, self.write_results, self.say)
-                    else:
-                        self.make(todo, corpus, stop, self.write_results)
-            return self.write_results()
 
     def run_slot(self, only):
         """Make the models named in `only`, for the process that makes the table."""
@@ -117,7 +88,7 @@ class Cascade:
             teacher = self.models[name].teacher
             if teacher and teacher not in chosen and not folder.trained(teacher):
                 raise UserError(
-                    f"{name} learns from {teacher}, which is not trained yet in {self.out}; add {teacher} to --only."
+                    f"{name} learns from {teacher}, which is not trained yet in {folder.path}; add {teacher} to --only."
                 )
         if self.slot is None:  # if the beam has changed, all are decoded again: one table, one beam
             chosen |= {name for name in self.models if folder.trained(name)}
@@ -151,14 +122,15 @@ class Cascade:
         network = Transducer(config, generator(self.seed, model.name, "weights"))
         teacher = self.folder.load(model.teacher)[0] if model.teacher else None
         taught = f", taught by {model.teacher}" if model.teacher else ""
-        self.say(f"{model.name}: {network.num_parameters() / 1e6:.3f} M parameters{taught}")
+        self.say(f"{self.folder.called(model.name)}: {network.num_parameters() / 1e6:.3f} M parameters{taught}")
         try:
             training = train(
                 network, corpus.train, corpus.dev, corpus.bpe, self.settings, path.parent, self.seed, model.name,
                 teacher, stop, self.progress, self.slot,
             )  # fmt: skip
         except Diverged as error:
-            raise UserError(f"{error}: {self.command} peak_rate={self.settings.peak_rate / 2:g}") from None
+            reason = str(error).replace(model.name, self.folder.called(model.name), 1)
+            raise UserError(f"{reason}: {self.command} peak_rate={self.settings.peak_rate / 2:g}") from None
         about = {"name": model.name, "teacher": model.teacher, "scale": self.scale.name, "seed": self.seed}
         save_model(path, network, corpus.normaliser, corpus.bpe, **about, training=training)
         return network, training
@@ -173,7 +145,7 @@ class Cascade:
         }  # fmt: skip
         start = time.monotonic()
         for test_set, store in corpus.tests.items():
-            hypotheses = self.decode(network, store, corpus.bpe, f"{name} {test_set}", stop)
+            hypotheses = self.decode(network, store, corpus.bpe, f"{folder.called(name)} {test_set}", stop)
             write_transcript(folder.text_file(name, test_set), hypotheses)
             score = wer.score(dict(zip(store.ids, store.texts, strict=True)), hypotheses)
             result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
@@ -182,7 +154,7 @@ class Cascade:
             result["edits"][test_set] = score.edits.sum(axis=0).tolist()
         result["decoding_seconds"] = round(time.monotonic() - start, 1)
         rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])
-        self.say(f"{name}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
+        self.say(f"{folder.called(name)}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
         folder.write_result(name, result)
         folder.state_file(name).unlink(missing_ok=True)
 
@@ -207,29 +179,29 @@ class Cascade:
     # --- the table --------------------------------------------------------------------------------
 
     def write_results(self):
-        return self.folder.write_results(self.command, self.paired_tests)
+        scores = self.scores()
+        paired = seed_runs.paired_tests(self.compared(), {self.seed: scores})
+        self.folder.write_results(self.command, paired, seed_runs.rates_by_speaker(scores))
 
-    def paired_tests(self, finished):
-        """Paired bootstrap tests of the comparisons that carry the paper's claims."""
+    def compared(self):
+        """The pairs of models whose comparison carries the paper's claims."""
         pairs = []
         for s in [stage for stages in self.scale.experiments for stage in stages]:
-            progressive, direct = s.progressive, s.direct
-            pairs += [(progressive, s.baseline), (direct, s.baseline), (progressive, direct), (progressive, "T1")]
-        pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
-        found = []
+            progressive, direct, baseline = s.progressive, s.direct, s.baseline
+            pairs += [(progressive, baseline), (direct, baseline), (progressive, direct)]
+            pairs += [(progressive, "T1"), (direct, "T1"), (baseline, "T1")]
+        return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
+
+    def scores(self):
+        """{test set: {finished model: wer.Score}} of the decoded texts."""
+        found, finished = {}, [name for name in self.models if self.folder.finished(name)]
         for test_set in TEST_SETS:
             files = {name: self.folder.text_file(name, test_set) for name in finished}
             files = {name: file for name, file in files.items() if file.exists()}
-            if not files:  # the corpus has no such test set
-                continue
-            store = FeatureStore(self.features(test_set))
-            references = dict(zip(store.ids, store.texts, strict=True))
-            scores = {name: wer.score(references, read_transcript(file)) for name, file in files.items()}
-            for a, b in pairs:
-                if a in scores and b in scores:
-                    test = wer.paired_test(scores[a], scores[b])
-                    numbers = {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p_value}
-                    found.append({"a": a, "b": b, "set": test_set, **numbers})
+            if files:  # else the corpus has no such test set
+                store = FeatureStore(self.features(test_set))
+                references = dict(zip(store.ids, store.texts, strict=True))
+                found[test_set] = {name: wer.score(references, read_transcript(file)) for name, file in files.items()}
         return found
 
     def say(self, sentence):
@@ -251,16 +223,21 @@ def main(arguments=None):
         jobs = options.jobs if options.jobs is not None else default_jobs(scale)
         typed = "python -m mini_pkd.cascade " + shlex.join(sys.argv[1:] if arguments is None else arguments)
         typed = options.command or printable(typed).strip()
-        cascade = Cascade(scale, options.data, options.out, options.seed, typed, options.strict, slot=slot)
+        about = {"command": typed, "strict": options.strict, "slot": slot, "several": options.seeds > 1}
+        cascade = Cascade(scale, options.data, options.out, options.seed, **about)
+        more = range(options.seed + 1, options.seed + options.seeds)
+        cascades = [cascade, *(Cascade(scale, options.data, cascade.out, seed, **about) for seed in more)]
         with sigterm_is_ctrl_c(), disk_errors(cascade.out):
             if slot is not None:
                 end_with_parent()
                 cascade.run_slot(options.only)
             elif options.dry_run:
-                print(describe(cascade, jobs))
+                print(describe(cascade, jobs, options.seeds))
             else:
-                cascade.run(options.only, jobs, ["--scale", options.scale, *options.settings], options.memory)
-                print(report.write_report([cascade.out]))
+                arguments = ["--scale", options.scale, *options.settings]
+                seed_runs.run(cascades, options.only, jobs, arguments, options.memory)
+                shown = [report.write_report([c.folder.path]) for c in cascades]
+                print(report.write_report([cascade.out]) if more else shown[0])
     except (Interrupted, KeyboardInterrupt):
         if slot is None:
             print("\ncascade: stopped; all that is finished is kept, the same command continues.", file=sys.stderr)

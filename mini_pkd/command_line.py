@@ -23,11 +23,16 @@ ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by
 # estimate.py.
 AT_MOST = {
-    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1,
+    "floor_rate": 1, "max_time_fraction": 1, "max_warp_fraction": 1, "max_mel_warp": 1, "max_channel_db": 40,
+    "max_noise": 1,
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
     "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
 }  # fmt: skip
-CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
+MOST_SEEDS = 100
+CHOICES = {
+    "kl": ("full", "collapsed"), "kl_weighting": ("nodes", "paths"), "mixing": ("add", "convex"),
+    "feature_type": ("float32", "float16"),
+}  # fmt: skip
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -46,8 +51,16 @@ def read_command_line(arguments, scales):
     add("--scale", default="tiny", help=f"{', '.join(scales)} (default: tiny)")
     add("--data", metavar="DIR", help="corpus in LibriSpeech's layout (default: the scale's own)")
     add("--out", metavar="DIR", help="folder of this run (default: runs/SCALE, runs/SCALE-seedN)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
-    add("--only", nargs="+", metavar="MODEL", help="train just these, e.g. T1 S1; teachers must exist")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="train K times, with the seeds N, N+1, ..., in the folders "
+        "seedN, ... below --out, and pool the results; a run of one seed in --out becomes one of them (default: 1)",
+    )
+    add("--only", nargs="+", metavar="MODEL", help="train just these of each seed, e.g. T1 S1; teachers must exist")
     add("--jobs", type=int, metavar="N",
         help="models trained side by side (default: one per core, at most 4; 1 for full)")  # fmt: skip
     add("--memory", type=float, metavar="GB",
@@ -66,6 +79,8 @@ def read_command_line(arguments, scales):
             parser.error("--only is without a model; name one, for example T1")
     if options.seed < 0:
         parser.error(f"--seed must be at least 0, not {options.seed}")
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        parser.error(f"--seeds must be from 1 to {MOST_SEEDS}, not {options.seeds}")
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {options.jobs}")
     if options.memory is not None and not options.memory > 0:  # nan as well

@@ -24,7 +24,7 @@ MEMINFO = Path("/proc/meminfo")
 UTILISATION = 0.35  # of the speed of matrix products that a training reaches: a round guess
 
 
-def describe(cascade, jobs):
+def describe(cascade, jobs, seeds=1):
     """What a run would train, and estimates of its memory and time.  Nothing is written."""
     scale, s = cascade.scale, cascade.settings
     frames, words, source = _training_set(cascade)
@@ -53,10 +53,11 @@ def describe(cascade, jobs):
             f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memory_needed(scale, [model]) / 1e9:7.2f} GB "
             f"{_duration(seconds[-1])}  {model.teacher or '-'}"
         )
-    memory = memory_needed(scale, scale.models(), jobs)
+    memory = memory_needed(scale, scale.models() * seeds, jobs)
+    each = f", each model with {seeds} seeds" if seeds > 1 else ""
     return "\n".join([
         *lines,
-        f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(sum(seconds))}  ({jobs} at a time)",
+        f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(seeds * sum(seconds))}  ({jobs} at a time{each})",
         f"The training set: {frames.sum() / 360000:.2f} h in {len(frames)} utterances ({source}).",
         f"Memory and time are estimates.  Time: the operations of training, counted by hand, at {UTILISATION:.0%} of "
         f"the {speed / UTILISATION / 1e9:.0f} GFLOP/s",

@@ -48,8 +48,8 @@ def draw_figures(runs, folder):
     for title, caption, draw, describe, file_name in (
         ("Figure 1: the cascade", CASCADE_CAPTION, cascade_figure, cascade_alt, "figure1-{0}.png"),
         (
-            "Figures 2 and 3: WER against compression",
-            f"The WER of Table 1 over the compression against T1. Bars: {_spread(runs)}; grey line: T1.",
+            f"Figure{'s 2 and 3' if len(runs.experiments) > 1 else ' 2'}: WER against compression",
+            f"The WER of Table 1 over the compression against T1. Bars: {_bars(runs)}; grey line: T1.",
             *(compression_figure, compression_alt, "figure{1}.png"),
         ),
     ):
@@ -73,6 +73,13 @@ def _title(runs, experiment):
 
 def _spread(runs):
     return f"range of {len(runs.seeds)} seeds" if runs.several else "95 % interval"
+
+
+def _bars(runs):
+    bars = (
+        f"95 % interval over {len(runs.seeds)} seeds and utterances" if runs.several and runs.pooled else _spread(runs)
+    )
+    return f"{bars}; dots: each seed" if runs.several else bars
 
 
 # --- Figure 1: the cascade -----------------------------------------------------------------------
@@ -140,7 +147,7 @@ def box_lines(runs, name):
     size, compression = size_cell(runs, name), runs.compression(name)
     if name != "T1" and compression is not None:
         size += f", {100 * compression:.0f} % smaller"
-    return [size, *(f"WER {short_name(s)}  {rate_cell(runs, name, 'wer', s)}" for s in runs.test_sets)]
+    return [size, *(f"WER {short_name(s)}  {rate_cell(runs, name, 'wer', s, True)}" for s in runs.test_sets)]
 
 
 def cascade_figure(runs, experiment=1):
@@ -253,7 +260,7 @@ def compression_figure(runs, experiment=1):
         drawn |= _draw_panel(axes, runs, runs.experiments[experiment - 1], test_set)
     if not drawn:
         return None
-    bars = f"bars: {_spread(runs)}"
+    bars = f"bars: {_bars(runs)}"
     figure.suptitle(f"{_title(runs, experiment)}: WER against compression ({bars})", fontsize=11)
     return figure
 
@@ -290,12 +297,16 @@ def _draw_panel(axes, runs, experiment, test_set):
 
 
 def _points(runs, names, test_set):
-    """[(name, compression %, WER %, length of the bar below, above)] of the models that have a WER to draw."""
+    """[(name, compression %, WER %, length of the bar below, above, WER % of each of several seeds)]
+
+    ... of the models that have a WER to draw.
+    """
     points = []
     for name in names:
         wers, compression = runs.get(name, "wer", test_set), runs.compression(name)
         if wers and compression is not None and math.isfinite(sum(wers)):
-            points.append((name, 100 * compression, 100 * sum(wers) / len(wers), *_bar(runs, name, test_set)))
+            dots = [100 * rate for rate in wers] if runs.several else []
+            points.append((name, 100 * compression, 100 * sum(wers) / len(wers), *_bar(runs, name, test_set), dots))
     return points
 
 
@@ -303,14 +314,17 @@ def _draw_curve(axes, role, points, named):
     """Bars, markers, a line, and the names but T1's and those `named` elsewhere.  Returns (y, x) of the last point."""
     from matplotlib.patheffects import withStroke
 
-    names, x, y, below, above = zip(*points, strict=True)
+    names, x, y, below, above, dots = zip(*points, strict=True)
     shift, offset, side = NAMES[role]
     x = [x_i + (shift if x_i else 0) for x_i in x]
     style = SERIES[role]
     axes.errorbar(x, y, yerr=[below, above], capsize=2, elinewidth=0.8, linewidth=1.6, markersize=6, **style)
+    for i in range(len(points)):
+        color = style["color"] if x[i] else SERIES["baseline"]["color"]  # T1 is on every curve
+        axes.scatter([x[i]] * len(dots[i]), dots[i], s=9, color="white", edgecolors=color, linewidths=0.9, zorder=3)
     for i in range(1, len(points)):
         if names[i] not in named:
-            top = y[i] + above[i] if role == "progressive" else y[i]
+            top = max([y[i] + above[i], *dots[i]]) if role == "progressive" else y[i]
             label = {"textcoords": "offset points", "ha": side, "color": style["color"], "fontsize": 8}
             halo = [withStroke(linewidth=2.5, foreground="white")]  # a line may run through the name
             axes.annotate(names[i], (x[i], top), xytext=offset, path_effects=halo, zorder=4, **label)
@@ -322,8 +336,8 @@ def _bar(runs, name, test_set):
     wers = runs.get(name, "wer", test_set)
     mean = sum(wers) / len(wers)
     low, high = min(wers), max(wers)
-    if not runs.several:
-        low, high = (runs.get(name, "wer_ci95", test_set) or [(mean, mean)])[0]
+    if runs.pooled or not runs.several:
+        low, high = runs.interval(name, "wer", test_set) or (mean, mean)
         low, high = (bound if math.isfinite(bound) else mean for bound in (low, high))
     return 100 * max(0.0, mean - low), 100 * max(0.0, high - mean)
 

@@ -1,13 +1,14 @@
 """Findings: which model beats which, in sentences, and what the paper found beside what this run found.
 
 Whether model a beats model b is decided by the paired bootstrap that the cascade stored (wer.py): "beats" or "worse" if
-the 95 % interval of the difference leaves out zero, otherwise "within noise".  With several seeds the majority of the
-seeds must agree, and none may say the opposite.
+the 95 % interval of the difference leaves out zero, otherwise "within noise".  Of several seeds trained by one command
+it is the bootstrap over seeds and utterances.  Runs that only the report has brought together have no such test: then
+the majority of the seeds must agree, and none may say the opposite.
 """
 
 from typing import NamedTuple
 
-from .tables import DASH, percent_cell, short_name
+from .tables import DASH, percent_cell, short_name, size_cell
 
 # What the paper says of single models: (sentence, model, reference).  What it says of all of them: paper_beside_ours.
 PAPER_PAIRS = (
@@ -31,11 +32,12 @@ class Finding(NamedTuple):
     wer_a: float
     wer_b: float
     difference: float
-    low: float | None  # one run: the 95 % interval; several: the smallest and largest difference of a seed
+    low: float | None  # the 95 % interval; by votes: the smallest and largest difference of a seed
     high: float | None
     p: float | None
-    votes: tuple  # how many seeds say beats, within noise, worse
+    votes: tuple  # how many tests say beats, within noise, worse; one test: of the run, or over all seeds
     verdict: str
+    of_seeds: tuple = ()  # each seed's difference, where one test is over all seeds
 
     def sentence(self):
         """One sentence that a program can read back; test_findings.py does."""
@@ -54,19 +56,21 @@ class Finding(NamedTuple):
             seeds = f"{sum(self.votes)} seeds from {100 * self.low:+.1f} to {100 * self.high:+.1f}"
             return f"{text}, {seeds}: beats in {wins}, within noise in {draws}, worse in {losses}."
         text += f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-        return text + (f", p = {self.p:.4f}." if self.p is not None else ".")
+        text += f", p = {self.p:.4f}" if self.p is not None else ""
+        return text + (f"; seeds {', '.join(f'{100 * d:+.1f}' for d in self.of_seeds)}." if self.of_seeds else ".")
 
 
 def findings(runs):
     """A Finding for every compared pair and test set whose models both have results."""
-    tests = [_tests_by_pair(results) for results in runs.results]
+    tests = [_tests_by_pair(paired) for paired in runs.tests()]
     found = []
     for a, b in compared_pairs(runs):
         for test_set in runs.test_sets:
             wer_a, wer_b = runs.mean(a, "wer", test_set), runs.mean(b, "wer", test_set)
             if wer_a is not None and wer_b is not None:
                 here = [t[a, b, test_set] for t in tests if (a, b, test_set) in t]
-                found.append(Finding(a, b, test_set, wer_a, wer_b, *_judged(here, wer_a - wer_b)))
+                of_seeds = here[0][4] if runs.several and len(here) == 1 else ()
+                found.append(Finding(a, b, test_set, wer_a, wer_b, *_judged(here, wer_a - wer_b), of_seeds))
     return found
 
 
@@ -78,40 +82,71 @@ def compared_pairs(runs):
         pairs += [(progressive, "T1"), (progressive, baseline)]
         if direct != progressive:
             pairs += [(direct, baseline), (progressive, direct)]
-    for results in runs.results:
-        for test in results.get("paired") or []:
+    for paired in runs.tests():
+        for test in paired:
             if (test["b"], test["a"]) not in pairs:
                 pairs.append((test["a"], test["b"]))
     return list(dict.fromkeys(pairs))
 
 
-def _tests_by_pair(results):
-    """{(a, b, set): (difference, low, high, p)}, each test from both sides."""
+def _tests_by_pair(paired):
+    """{(a, b, set): (difference, low, high, p, differences of the seeds)}, each test from both sides."""
     tests = {}
-    for t in results.get("paired") or []:
+    for t in paired:
         difference, low, high, p = t["difference"], t["low"], t["high"], t.get("p")
-        tests[t["b"], t["a"], t["set"]] = (-difference, -high, -low, p)
-        tests[t["a"], t["b"], t["set"]] = (difference, low, high, p)
+        of_seeds = tuple((t.get("differences") or {}).values())
+        tests[t["b"], t["a"], t["set"]] = (-difference, -high, -low, p, tuple(-d for d in of_seeds))
+        tests[t["a"], t["b"], t["set"]] = (difference, low, high, p, of_seeds)
     return tests
 
 
 def _judged(here, untested):
-    """The last six fields of a Finding, from each seed's (difference, low, high, p); without any, from `untested`."""
+    """From `difference` to `verdict` of a Finding, from what _tests_by_pair says; without any test, from `untested`."""
     if not here:
         return untested, None, None, None, (0, 0, 0), "not tested"
-    wins = sum(high < 0 for _, _, high, _ in here)
-    losses = sum(low > 0 for _, low, _, _ in here)
+    wins = sum(high < 0 for _, _, high, *_ in here)
+    losses = sum(low > 0 for _, low, *_ in here)
     verdict = "within noise"
     if 2 * wins > len(here) and not losses:
         verdict = "beats"
     elif 2 * losses > len(here) and not wins:
         verdict = "worse"
     differences = [difference for difference, *_ in here]
-    low, high, p = here[0][1:]
+    low, high, p = here[0][1:4]
     if len(here) > 1:
         low, high, p = min(differences), max(differences), None
     votes = (wins, len(here) - wins - losses, losses)
     return sum(differences) / len(here), low, high, p, votes, verdict
+
+
+# --- what teaching is worth -----------------------------------------------------------------------
+
+
+def teaching_table(runs):
+    """(header, rows): at each size the taught students against the untaught one, and that one against T1."""
+    tests = runs.tests()  # one list, or several that say nothing of all seeds together
+    tests = {(t["a"], t["b"], t["set"]): t for t in tests[0]} if len(tests) == 1 else {}
+
+    def cells(a, b, show):
+        for s in runs.test_sets:
+            change, test = runs.relative(a, b, s), tests.get((a, b, s), {})
+            if change is None:
+                yield DASH
+                continue
+            text = show(change)
+            if test.get("relative"):
+                text += f" [{', '.join(map(show, test['relative'][1:]))}]"
+            yield text + (f", p = {test['p']:.4f}" if test.get("p") is not None else "")
+
+    rows = []
+    for stage in runs.stages:
+        baseline = stage["baseline"]
+        for student in dict.fromkeys((stage["progressive"], stage["direct"])):
+            against = cells(student, baseline, lambda change: f"{100 * change:+.1f} %")
+            rows.append([size_cell(runs, student), f"{student} against {baseline}", *against])
+        times = cells(baseline, "T1", lambda change: f"{1 + change:.2f} x")
+        rows.append([size_cell(runs, baseline), f"{baseline} over T1", *times])
+    return ["params", "WER", *map(short_name, runs.test_sets)], rows
 
 
 # --- the paper beside this run -------------------------------------------------------------------

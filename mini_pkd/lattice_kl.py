@@ -15,6 +15,19 @@ is at most one symbol.
 
 mixing="add" is L_RNNT + alpha L_KD; "convex" is (1 - alpha) L_RNNT + alpha L_KD (the paper does not say).
 
+**Which nodes teach?**  In the paper all do, kl_weighting="nodes".  But a trained network's paths keep to a narrow band
+of the lattice, and what a student learns outside of it will never be asked.  kl_weighting="paths" (ours) weights each
+node with its occupancy w(t,u), the probability that one of the student's paths, given the transcript, comes by:
+
+        u = 0   u = 1                                            w for coin-tossing symbols, T = 3, U = 1: there are
+    t = 0  1  --> 1/3      sum over nodes  w(t,u) KL(t,u)        three paths, equally probable, and each node has
+    t = 1  2/3 -> 2/3      = the KL that a path collects,        the share of them that come by
+    t = 2  1/3 -> 1          on average
+
+The weights are constants, there is no gradient through them: otherwise the student could evade the teacher by not
+going where they differ.  So the derivative is w (P_S - P_T).  This sum is many times smaller than that of all nodes, so
+it wants a larger alpha, about 1; and nodes with w = 0 cost nothing (lattice_walk.py).
+
 The teacher may have any joint width, but needs the same vocabulary, frames and labels: the same lattice.
 """
 
@@ -22,11 +35,12 @@ import numpy as np
 
 from .lattice_walk import LatticeError, check_lattice, record_scalar, walk_lattice, wants_gradients
 from .ragged import BLANK
-from .rnnt_loss import log_softmax, log_sum, utterances
+from .rnnt_loss import log_softmax, log_sum, occupancies, utterances
 
 ALPHA = 0.02
 KINDS = ("full", "collapsed")
 MIXINGS = ("add", "convex")
+WEIGHTINGS = ("nodes", "paths")
 
 # --- the definition, with both networks' logits in memory -----------------------------------------
 
@@ -53,31 +67,42 @@ def collapse(log_probs, label):
     return [*log_probs[classes], log_sum(rest) if len(rest) else -np.inf]
 
 
+def kl_map(student_logits, teacher_logits, labels, kind="full"):
+    """(T, U+1): the KL of every node of one utterance, from both networks' logits (T, U+1, V)."""
+    next_labels = [*labels, None]
+    return np.array([
+        [node_kl(*pair, label, kind) for *pair, label in zip(student_row, teacher_row, next_labels, strict=True)]
+        for student_row, teacher_row in zip(student_logits, teacher_logits, strict=True)
+    ])  # fmt: skip
+
+
 def materialised_kl_and_gradients(
-    student, teacher, labels, lengths, label_lengths, kind="full", temperature=1.0
+    student, teacher, labels, lengths, label_lengths, kind="full", temperature=1.0, kl_weighting="nodes"
 ):  # fmt: skip
-    """KL (B,) and the gradients of their sum with respect to the student's enc, pred, table and bias."""
+    """KL (B,), weighted, and the gradients of their sum with respect to the student's enc, pred, table and bias."""
     enc, pred, table, bias = student
     kl = []
     d_enc, d_pred, d_table, d_bias = (np.zeros_like(array) for array in student)
     for enc_rows, pred_rows, label_rows in utterances(lengths, label_lengths):
         hidden = np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None])  # (T, U+1, J)
         teacher_hidden = np.tanh(teacher[0][enc_rows][:, None] + teacher[1][pred_rows][None])
-        scores = (hidden @ table.T + bias) / temperature  # (T, U+1, V)
+        logits = hidden @ table.T + bias  # (T, U+1, V)
+        weight = np.ones(logits.shape[:2])
+        if kl_weighting == "paths":
+            weight = occupancies(log_softmax(logits), labels[label_rows])
+        scores = logits / temperature
         teacher_scores = (teacher_hidden @ teacher[2].T + teacher[3]) / temperature
         P_S, P_T = np.exp(log_softmax(scores)), np.exp(log_softmax(teacher_scores))
         d_logits = np.zeros_like(P_S)
-        total = 0.0
+        kl.append((weight * kl_map(scores, teacher_scores, labels[label_rows], kind)).sum())
         for t, u in np.ndindex(P_S.shape[:2]):
             label = labels[label_rows][u] if u < P_S.shape[1] - 1 else None
-            total += node_kl(scores[t, u], teacher_scores[t, u], label, kind)
             wanted = P_T[t, u].copy()
             if kind == "collapsed":  # the teacher fixes the sum of the rest; inside it the student's shares stay
                 rest = np.delete(np.arange(len(wanted)), [BLANK] if label is None else [BLANK, label])
                 wanted[rest] = wanted[rest].sum() * P_S[t, u, rest] / P_S[t, u, rest].sum()
-            d_logits[t, u] = P_S[t, u] - wanted
+            d_logits[t, u] = weight[t, u] * (P_S[t, u] - wanted)
         d_logits = (d_logits / temperature).astype(enc.dtype)
-        kl.append(total)
         d_table += np.einsum("tuv,tuj->vj", d_logits, hidden)
         d_bias += d_logits.sum(axis=(0, 1))
         d_sum = (d_logits @ table) * (1 - hidden**2)  # (T, U+1, J)
@@ -91,15 +116,18 @@ def materialised_kl_and_gradients(
 
 def distillation_loss(
     student, teacher, labels, lengths, label_lengths,
-    alpha=ALPHA, temperature=1.0, kind="full", mixing="add", **options,
+    alpha=ALPHA, temperature=1.0, kind="full", mixing="add", kl_weighting="nodes", **options,
 ):  # fmt: skip
-    """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), KL (B,)).
+    """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), KL (B,), weighted).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
     options: chunk_bytes and keep_bytes of `walk_lattice`.
     """
-    if kind not in KINDS or mixing not in MIXINGS:
-        raise LatticeError(f"kind must be one of {KINDS} and mixing one of {MIXINGS}, not {kind!r} and {mixing!r}")
+    for name, value, known in (
+        ("kind", kind, KINDS), ("mixing", mixing, MIXINGS), ("kl_weighting", kl_weighting, WEIGHTINGS)
+    ):  # fmt: skip
+        if value not in known:
+            raise LatticeError(f"{name} must be one of {known}, not {value!r}")
     if not temperature > 0 or not 0 <= alpha < np.inf or (mixing == "convex" and alpha > 1):
         raise LatticeError(
             f"temperature must be above 0 and alpha at least 0 (at most 1 when mixing is convex), not"
@@ -114,7 +142,7 @@ def distillation_loss(
     rnnt_weight = 1.0 if mixing == "add" else 1.0 - alpha
     losses, kl, grads = walk_lattice(
         arrays, labels, lengths, label_lengths, wants_gradients(student), rnnt_weight / B,
-        teacher, kind, temperature, alpha / B, **options,
+        teacher, kind, temperature, alpha / B, kl_weighting, **options,
     )  # fmt: skip
     loss = (rnnt_weight * losses + alpha * kl).mean()
     return record_scalar(loss, student, grads), losses, kl
@@ -130,6 +158,9 @@ def demo():
     print(f"  {node_kl(half, quarter):.6f} = {np.log(2) / 4:.6f}")
     print("collapsed: the same when symbol 1 is the next label, and smaller in the last column, where 1 and 2 merge:")
     print(f"  {node_kl(half, quarter, 1, 'collapsed'):.6f}, {node_kl(half, quarter, None, 'collapsed'):.6f}")
+
+    print("kl_weighting=paths: P(one of three equally probable paths comes by), 3 frames and 1 label:")
+    print("  " + str(occupancies(np.log(np.full((3, 2, 2), 0.5)), [1]).round(3)).replace("\n", "\n  "))
 
     rng = np.random.default_rng(0)
     T, U, V = np.full(8, 50), np.full(8, 29), 256

@@ -10,13 +10,14 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
 2. backwards over the chunks, logits again (those of the last chunks are still there) -> gradients by the logits ->
    gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
 
-**Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
-each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
-of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the table's largest
-entry).  All that is left out of a batch has together less probability than float32 loses when it rounds a 1
-(`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.  It is
-most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies them
-up to a hundred times slower.  A teacher is followed at every node, so with one every node stays.
+**Nodes that no path comes near are left out of the second walk**, unless a teacher teaches at every node.  A node's
+gradient by each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out
+changes no entry of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the
+table's largest entry).  All that is left out of a batch has together less probability than float32 loses when it
+rounds a 1 (`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.
+It is most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies
+them up to a hundred times slower.  With a teacher and kl_weighting="paths" the KL's gradient has the same factor, that
+probability, and such nodes are not asked of the teacher either; with "nodes" every node stays.
 
 Buffers have one meaning each.  The only array that changes its meaning is a chunk's `logits`, whose rows become
 `d_logits` in place, in one kernel.  Row i of a chunk's matrices belongs to node `node_of[i]`, and `row_of` is the way
@@ -191,16 +192,18 @@ def scratch(name, rows, columns, dtype):
 
 def walk_lattice(
     student, labels, lengths, label_lengths, gradients=True, rnnt_weight=1.0, teacher=None, kind="full",
-    temperature=1.0, kl_weight=0.0, chunk_bytes=CHUNK_BYTES, keep_bytes=KEEP_BYTES, negligible=None,
+    temperature=1.0, kl_weight=0.0, kl_weighting="nodes", chunk_bytes=CHUNK_BYTES, keep_bytes=KEEP_BYTES,
+    negligible=None,
 ):  # fmt: skip
     """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
 
     student, teacher    (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
-    kind, temperature   of the KL, see lattice_kl.py
+    kind, temperature, kl_weighting   of the KL, see lattice_kl.py
     chunk_bytes         logits (both networks') of one chunk
     keep_bytes          logits of the last chunks that stay from the first walk to the second, and are not made again
-    negligible          without a teacher, a node gets no gradient if a path comes by with at most this probability;
-                        by default so little that float32 (or float64) sums do not notice; 0 keeps all that are visited
+    negligible          a node gets no gradient if a path comes by with at most this probability, unless the teacher
+                        teaches everywhere; by default so little that float32 (or float64) sums do not notice; 0 keeps
+                        all that are visited
 
     Returns RNN-T losses (B,), KL (B,), and the gradients of
     rnnt_weight * sum of losses + kl_weight * sum of KL by enc, pred, table and bias, or None.
@@ -218,6 +221,7 @@ def walk_lattice(
     losses, kl_sums = np.empty(B), np.zeros(B)
     grads = tuple(np.zeros_like(array) for array in student) if gradients else None
     distil = distil_full if kind == "full" else distil_collapsed
+    everywhere = teacher is not None and kl_weighting == "nodes"
 
     def matrix(name, height, width):
         return scratch(name, largest, width, enc.dtype)[:height]
@@ -252,23 +256,27 @@ def walk_lattice(
 
         for chunk in reversed(chunks) if gradients or teacher is not None else ():
             at, stands = chunk.nodes, chunk in standing
+            occupancy = take_blank[at] + take_label[at]
             node_of = row_of = chunk.all
-            if teacher is None:
-                node_of, row_of = rows_of_nodes(take_blank[at] + take_label[at], negligible, stands)
+            if not everywhere:
+                node_of, row_of = rows_of_nodes(occupancy, negligible, stands)
             height = len(node_of)
             if chunk is not chunks[-1] or height < chunk.size:  # else the hidden rows of the first walk still stand
                 hidden = hidden_of(student, chunk, row_of, height, "student")
             logits = standing[chunk] if stands else logits_of(student, hidden, "student 0")
+            source = node_of if stands else row_of[node_of]
             if teacher is None:
                 rnnt_gradient_rows(
-                    logits, node_of if stands else row_of[node_of], node_of, bias, log_Z[at], chunk.labels,
-                    take_blank[at], take_label[at], float(rnnt_weight),
+                    logits, source, node_of, bias, log_Z[at], chunk.labels, take_blank[at], take_label[at],
+                    float(rnnt_weight),
                 )  # fmt: skip
             else:
                 teacher_logits = logits_of(teacher, hidden_of(teacher, chunk, row_of, height, "teacher"), "teacher")
+                kl[at] = 0.0  # of the nodes that are left out
                 distil(
-                    logits, bias, teacher_logits, teacher[3], chunk.labels, float(temperature), take_blank[at],
-                    take_label[at], float(rnnt_weight), float(kl_weight), kl[at],
+                    logits, source, node_of, bias, teacher_logits, teacher[3], chunk.labels, float(temperature),
+                    take_blank[at], take_label[at], float(rnnt_weight), float(kl_weight),
+                    np.ones(chunk.size) if everywhere else occupancy, kl[at],
                 )  # fmt: skip
             if gradients:
                 d_hidden = matrix("d_hidden", height, J)

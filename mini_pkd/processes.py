@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from . import UserError, ctrl_c_is_for_us
 from .stop_signal import Interrupted
@@ -54,36 +56,42 @@ def end_with_parent():
     threading.Thread(target=follow, daemon=True).start()
 
 
-def train_side_by_side(models, jobs, words, stop, finished, when_finished, say):
-    """Start a process per model as soon as its teacher is finished, `jobs` at a time.
+class Job(NamedTuple):
+    """A model to train in a process of its own."""
 
-    words          arguments of `python -m mini_pkd.cascade` that every process gets
-    stop           StopSignal
-    finished       function of a model's name: is its result there?
-    when_finished  is called after each model that has finished
-    say            prints a sentence
+    name: str  # as it is called in messages, of several seeds with its seed; no two have the same
+    teacher: str | None
+    words: list  # arguments of `python -m mini_pkd.cascade` for it
+    finished: Callable  # () -> is its result there?
+    when_finished: Callable  # () is called then
+
+
+def train_side_by_side(queue, jobs, stop, say):
+    """Start a process for each Job as soon as its teacher is finished, `jobs` at a time, the first in the queue first.
+
+    stop: StopSignal; say: prints a sentence
     """
-    waiting = sorted(models, key=lambda model: ROLES.index(model.role))
-    running = {}  # name: (slot, process)
+    waiting = {job.name: job for job in queue}
+    running = {}  # name: (slot, process, Job)
     failed, killed, told = [], {}, False
     while running or (waiting and not (failed or killed or stop.raised)):
-        for model in list(waiting):
-            ready = model.teacher not in {m.name for m in waiting} | running.keys()
+        for name, job in list(waiting.items()):
+            ready = job.teacher not in waiting.keys() | running.keys()
             if ready and len(running) < jobs and not (failed or killed or stop.raised):
-                slot = min(set(range(jobs)) - {slot for slot, _ in running.values()})
-                running[model.name] = slot, _start([*words, "--slot", slot, "--only", model.name], jobs)
-                waiting.remove(model)
+                slot = min(set(range(jobs)) - {slot for slot, *_ in running.values()})
+                running[name] = slot, _start([*job.words, "--slot", slot], jobs), job
+                del waiting[name]
         time.sleep(0.1)
         if stop.raised and not told:
             told = True
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.terminate()
-        for name, (_, process) in list(running.items()):
+        for name, (_, process, job) in list(running.items()):
             if process.poll() is not None:
                 process.stdin.close()
                 del running[name]
-                if finished(name):
-                    when_finished()
+                if job.finished():
+                    job.when_finished()
                 elif not stop.raised:
                     say(f"{name}: ended early; the models in training are finished first")
                     if process.returncode in (0, 1, 2):

@@ -1,7 +1,7 @@
 """The report: Tables 1 and 2 and Figures 1, 2 and 3 of the paper, from `results.json` of one or several runs.
 
-    python -m mini_pkd.report runs/small                     one run: 95 % bootstrap intervals
-    python -m mini_pkd.report runs/small-0 runs/small-1 ...  the same run with several seeds: means and ranges
+    python -m mini_pkd.report runs/small                     of one seed, or of those that `--seeds` has trained there
+    python -m mini_pkd.report runs/small-0 runs/small-1 ...  runs that differ in the seed only: means and ranges
 
 Table 1 has one group of rows for each stage of the cascade: the progressive student, the direct one of the same size,
 and the baseline of that size, which had no teacher.  Does the detour over intermediate teachers pay?  Table 2 has
@@ -23,9 +23,9 @@ from pathlib import Path
 from .checkpoint import write_text_atomic
 from .command import Parser, command
 from .figures import draw_figures
-from .findings import findings, paper_beside_ours
-from .results import Runs, read_results, results_path
-from .tables import DASH, as_markdown, as_text, duration, model_cells, model_header, training_table
+from .findings import findings, paper_beside_ours, teaching_table
+from .results import read_runs, results_path
+from .tables import DASH, as_markdown, as_text, duration, model_cells, model_header, speakers_table, training_table
 
 
 def table1(runs, compact=False):
@@ -64,12 +64,14 @@ def table2(runs):
 
 def write_report(folders, out=None):
     """results.json of each folder -> report.md and figures in `out`, by default the first folder; returns Table 1."""
-    runs = Runs([read_results(folder) for folder in folders])
+    runs = read_runs(folders)
     out = Path(out) if out is not None else results_path(folders[0]).parent
     figures, remark = draw_figures(runs, out)
     path = out / "report.md"
     write_text_atomic(path, report_text(runs, figures, remark))
     legend = f"Rates in %; pairs are {' / '.join(runs.test_sets)}; vs: relative change of the WER, negative is better."
+    if runs.several:
+        legend += f" WER: mean and range of the seeds {', '.join(map(str, runs.seeds))}."
     lines = [as_text(*table1(runs, compact=True)), legend, remark, f"The whole report: {path}"]
     return "\n".join(line for line in lines if line)
 
@@ -81,6 +83,8 @@ def report_text(runs, figures=(), remark=None):
     if missing := [name for name in runs.names() if not runs.finished(name)]:
         parts.append(f'Not there yet, shown as "{DASH}": {", ".join(missing)}.')
     spread = "in parentheses the range of the seeds" if runs.several else "in brackets 95 % bootstrap intervals"
+    if runs.several and runs.pooled:
+        spread = f"in brackets 95 % bootstrap intervals over seeds and utterances, {spread}"
     caption = (
         f"Rates in per cent, {spread}. WER and SER: lower is better. Compression is 1 - parameters / parameters "
         "of T1. The last columns are relative changes of the WER, negative is better: against T1, and against "
@@ -88,6 +92,10 @@ def report_text(runs, figures=(), remark=None):
     )
     parts += ["## Table 1: progressive, direct, baseline", caption, as_markdown(*table1(runs))]
     parts += ["## Table 2: one stage from T1, higher and higher compression", as_markdown(*table2(runs))]
+    parts += [
+        "## Table 3: what a teacher is worth, and what smallness costs without one",
+        as_markdown(*teaching_table(runs)),
+    ]
     for title, caption, images in figures:
         parts += [f"## {title}", caption, *(f"![{alt}]({path.name})" for path, alt in images)]
     if remark:
@@ -98,9 +106,12 @@ def report_text(runs, figures=(), remark=None):
         "The paper's numbers are for LibriSpeech, 128 M parameters and 10026 units (arXiv 2210.00169); changes are "
         "relative. Widths, depths, schedules and epochs of the students are this project's choice."
     )
-    header, rows = training_table(runs)
-    if rows:
-        parts += ["## Training", as_markdown(header, rows)]
+    for title, (header, rows) in (
+        *((f"WER of each speaker of {s}, %", speakers_table(runs, s)) for s in runs.test_sets),
+        ("Training", training_table(runs)),
+    ):
+        if rows:
+            parts += [f"## {title}", as_markdown(header, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -123,12 +134,16 @@ def _verdicts(runs, found):
     """The rule by which the findings were judged, and then the findings, one sentence each."""
     tested = [f for f in found if f.verdict != "not tested"]
     if tested:
-        rule = "in the majority of the seeds, and in none the opposite" if runs.several else "for this one seed"
+        rule, luck = "for this one seed", "not that of the training: another seed would give other models"
+        if runs.several:
+            rule, luck = "in the majority of the seeds, and in none the opposite", "not that of the training"
+        if runs.several and runs.pooled:
+            rule, luck = "over seeds and utterances", "and that of the training, as far as so many seeds show it"
         yield (
             f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
             f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "
-            "one in twenty would look like a difference by chance alone. The intervals cover the luck of the test set, "
-            "not that of the training: another seed would give other models."
+            f"one in twenty would look like a difference by chance alone. The intervals cover the luck of the test "
+            f"set, {luck}."
         )
     yield "\n".join(f"- {f.sentence()}" for f in found) or "No two models to compare yet."
 

@@ -1,25 +1,29 @@
-"""Drawing rows with replacement, thousands of times, in memory that does not grow with the test set (wer.py)."""
+"""Drawing seeds and utterances with replacement, thousands of times, in memory that stays flat (wer.py)."""
 
 import numpy as np
 
 from . import UserError
 
 
-def resampled_sums(columns, resamples, seed):
-    """Draw B of the B rows with replacement and sum them, `resamples` times: (B, k) -> (resamples, k).
+def resampled_sums(counts, resamples, seed):
+    """Draw S of the S seeds and B of the B utterances, and sum, `resamples` times: (S, k, B) -> (resamples, k).
 
-    In pieces of about a million drawn rows, so that memory stays flat however large the test set.
+    Both are drawn with replacement, and every drawn seed gets the same drawn utterances.  In pieces of about a million
+    drawn utterances, so that memory stays flat however large the test set.
     """
     if resamples < 1:
         raise UserError(f"the number of resamples is {resamples}; take 1000 or more")
-    B = len(columns)
+    S, k, B = counts.shape
     rng = np.random.default_rng(seed)
-    sums = np.empty((resamples, columns.shape[1]), np.int64)
+    seeds = rng.integers(0, S, size=(resamples, S))  # one of one: takes nothing from the generator
+    times = (seeds[:, None, :] == np.arange(S)[:, None]).sum(axis=2)  # (resamples, S) how often each seed was drawn
+    sums = np.zeros((resamples, k), np.int64)
     step = max(1, 2**20 // B)
     for begin in range(0, resamples, step):
-        drawn = rng.integers(0, B, size=(min(step, resamples - begin), B))
-        for j, column in enumerate(columns.T):
-            sums[begin : begin + step, j] = column[drawn].sum(axis=1)
+        piece = slice(begin, min(begin + step, resamples))
+        drawn = rng.integers(0, B, size=(piece.stop - begin, B))
+        for s, j in np.ndindex(S, k):
+            sums[piece, j] += times[piece, s] * counts[s, j][drawn].sum(axis=1)
     return sums
 
 

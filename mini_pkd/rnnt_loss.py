@@ -142,6 +142,17 @@ def readable(log_probs, labels):
     return -total, gradient
 
 
+def occupancies(log_probs, labels):
+    """(T, U+1): P(a path comes by the node, given the transcript), which is where the labels may be in time.
+
+    >>> half = np.log(np.full((2, 2, 2), 0.5))  # two paths, equally probable: the label in the first frame or not
+    >>> print(occupancies(half, [1]))
+    [[1.  0.5]
+     [0.5 1. ]]
+    """
+    return -readable(log_probs, labels)[1].sum(axis=-1)  # a path that comes by takes the blank or the label
+
+
 def best_path(log_probs, labels):
     """The most probable path, as `paths` yields it, and its log-probability: alpha with max in place of the sum."""
     T, columns, _ = log_probs.shape

@@ -12,6 +12,7 @@ Each of them is replaced as a whole or not at all (checkpoint.py), and checked w
 """
 
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -77,12 +78,42 @@ def about_model(model):
 
 
 class RunFolder:
-    """The folder of one run: a scale, a seed, the name of a corpus."""
+    """The folder of one run: a scale, a seed, the name of a corpus.
 
-    def __init__(self, path, scale, seed, corpus):
-        self.path, self.scale, self.seed, self.corpus = Path(path), scale, seed, corpus
+    It is `out`, or out/seedN where `out` holds, or is to hold, several seeds (seed_runs.py).
+    """
+
+    def __init__(self, out, scale, seed, corpus, several=False):
+        self.out, self.scale, self.seed, self.corpus = Path(out), scale, seed, corpus
         self.models = {model.name: model for model in scale.models()}
         self.bpe = None  # known from `vocabulary` or `check_files` on
+        self.below = self.out / f"seed{seed}"
+        self.path = self.out if self._lies_in_out(several) else self.below
+
+    def _lies_in_out(self, several):
+        path = self.out / "config.json"
+        if os.path.exists(path):  # unlike Path.exists it says no to a name that cannot be
+            advice = "choose another --out, or delete that folder"
+            return not several or read_record(path, {"seed": COUNT}, advice)["seed"] == self.seed
+        return not several and not (os.path.isdir(self.out) and any(self.out.glob("seed*/config.json")))
+
+    def settle(self, several):
+        """Move a run from `out` to out/seedN if it is one of several now.
+
+        Whoever reads config.json in `out` finds a run there, so it moves last: a move that was killed is continued by
+        the next command, also by one of a single seed.
+        """
+        if self.path == self.below or not (several or self.below.exists()):
+            return
+        self.below.mkdir(exist_ok=True)
+        for name in (*self.models, "skipped.txt", "vocabulary.json", "config.json"):
+            if (self.path / name).exists():
+                (self.path / name).rename(self.below / name)
+        self.path = self.below
+
+    def called(self, name):
+        """A model's name in messages."""
+        return name if self.path == self.out else f"{name} of seed {self.seed}"
 
     def model_file(self, name):
         return self.path / name / "model.npz"
@@ -103,25 +134,16 @@ class RunFolder:
         """Whether it is trained, and scored with the beam of these settings."""
         return self.result_file(name).exists() and self.read_result(name).get("beam") == self.scale.settings.beam
 
-    def locked(self):
-        """For `with`: make the folder, and keep every other command out of it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror
-            raise UserError(f"the run folder {self.path} cannot be made ({reason}); choose another --out.") from None
-        return only_process(self.path, "is training")
-
     # --- config.json ------------------------------------------------------------------------------
 
     def config(self):
         return json.loads(json.dumps({"seed": self.seed, "data": self.corpus, **self.scale.as_dict()}))
 
-    def updated_config(self, say=lambda sentence: None):
+    def updated_config(self, say=lambda sentence: None, untrained_elsewhere=False):
         """The new content of config.json; None: it need not be written.
 
         All models of a table must have the same settings; other ones than the folder's are refused here, except those
-        that may change.
+        that may change.  untrained_elsewhere: a lower rate is for models of other seeds.
         """
         path, config = self.path / "config.json", self.config()
         if not path.exists():
@@ -135,7 +157,7 @@ class RunFolder:
         untrained = [name for name in self.models if name not in trained]
         may_change = {f"settings.{name}" for name in MAY_CHANGE}
         old_rate, new_rate = different.get("settings.peak_rate"), self.scale.settings.peak_rate
-        if untrained and isinstance(old_rate, int | float) and old_rate > new_rate:
+        if (untrained or untrained_elsewhere) and isinstance(old_rate, int | float) and old_rate > new_rate:
             may_change.add("settings.peak_rate")
         words = []  # the different settings, as they are typed
         for key in [key for key in different if key not in may_change][:4]:
@@ -148,13 +170,13 @@ class RunFolder:
             )
         if not different:
             return None
-        if "settings.peak_rate" in different:
-            say(f"peak_rate falls from {old_rate} to {new_rate} for {', '.join(untrained)}")
+        if "settings.peak_rate" in different and untrained:
+            say(f"peak_rate falls from {old_rate} to {new_rate} for {', '.join(map(self.called, untrained))}")
         return config | {"history": [*history, {"before": different, "trained": trained}]}
 
     def write_config(self, config):
         if config is not None:
-            _write_json(self.path / "config.json", config)
+            write_json(self.path / "config.json", config)
 
     def write_skipped(self, problems):
         """List what was left out; returns the file's path."""
@@ -170,15 +192,32 @@ class RunFolder:
         config.json is written here, not earlier: by now settings and data are known to be usable.
         """
         path = self.path / "vocabulary.json"
-        known = path.exists()
-        size = self.scale.settings.vocab_size
-        counts = word_counts(utterance.text for utterance in utterances)
-        self.bpe = vocabulary_file.load(path) if known else BPE.train(counts, size, progress)
+        if path.exists():
+            bpe = vocabulary_file.load(path)
+        else:
+            counts = word_counts(utterance.text for utterance in utterances)
+            bpe = BPE.train(counts, self.scale.settings.vocab_size, progress)
+        self._keep_vocabulary(bpe)
+        return bpe
+
+    def share(self, bpe, problems):
+        """Take over what another seed has found in the same corpus: its vocabulary, and what was left out."""
+        path = self.path / "vocabulary.json"
+        if path.exists() and vocabulary_file.load(path) != bpe:
+            raise UserError(
+                f"{path} is another vocabulary than that of the other seeds, so their corpora differ; choose another "
+                f"--out, or delete that folder."
+            )
+        self._keep_vocabulary(bpe)
+        if problems:
+            self.write_skipped(problems)
+
+    def _keep_vocabulary(self, bpe):
+        self.bpe = bpe
         if not (self.path / "config.json").exists():
             self.write_config(self.config())
-        if not known:
-            vocabulary_file.save(path, self.bpe)
-        return self.bpe
+        if not (self.path / "vocabulary.json").exists():
+            vocabulary_file.save(self.path / "vocabulary.json", bpe)
 
     def load(self, name):
         """-> (Transducer, about) of a model that this run has trained."""
@@ -220,10 +259,10 @@ class RunFolder:
         return {key: value for key, value in result.items() if value is not None or key == "teacher"}
 
     def write_result(self, name, result):
-        _write_json(self.result_file(name), result)
+        write_json(self.result_file(name), result)
 
-    def write_results(self, command, paired_tests):
-        """Write results.json; paired_tests: function of the names of the finished models."""
+    def write_results(self, command, paired, speakers):
+        """Write results.json; the tests of pairs of models and the rates of speakers are those of seed_runs.py."""
         models = [self.read_result(name) for name in self.models if self.finished(name)]
         size = {m["name"]: m["params"] for m in models}
         for m in models:
@@ -249,10 +288,20 @@ class RunFolder:
                 for number, stages in enumerate(self.scale.experiments, start=1)
             ],
             "models": models,
-            "paired": paired_tests(list(size)),
+            "paired": paired,
+            "speakers": speakers,
         }  # fmt: skip
-        _write_json(self.path / "results.json", results)
-        return results
+        write_json(self.path / "results.json", results)
+
+
+def locked(folder):
+    """For `with`: make the folder, and keep every other command out of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"the run folder {folder} cannot be made ({reason}); choose another --out.") from None
+    return only_process(folder, "is training")
 
 
 def machine():
@@ -266,7 +315,7 @@ def machine():
     return f"{name}, {usable_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def _write_json(path, content):
+def write_json(path, content):
     checkpoint.write_text_atomic(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -26,6 +26,13 @@ def check_pair(score_a, score_b):
         raise UserError(f"the references differ in {_some(other)}; a paired test needs the same references twice")
 
 
+def check_pairs(pairs):
+    """All scores, of two systems and of each seed, are of the same utterances."""
+    for a, b in pairs:
+        check_pair(a, b)
+        check_pair(pairs[0][0], a)
+
+
 def check_metric(metric):
     if metric not in ("wer", "ser"):
         raise UserError(f"there is no metric {metric!r}; take 'wer' or 'ser'")

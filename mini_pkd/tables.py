@@ -6,6 +6,8 @@ Rates and changes are fractions in `Runs` and per cent in a cell.  A number that
 
 import math
 
+from .command import printable
+
 DASH = "-"  # not there (yet)
 
 # --- the cells of one model ----------------------------------------------------------------------
@@ -29,7 +31,7 @@ def model_cells(runs, name, role, teacher, baseline, compact=False):
         *(name, role, teacher or DASH),
         size_cell(runs, name),
         percent_cell(runs.compression(name), ".0f", " %"),
-        *(rate_cell(runs, name, "wer", s) for s in runs.test_sets),
+        *(rate_cell(runs, name, "wer", s, compact) for s in runs.test_sets),
         *([_ser_cell(runs, name)] if compact else [rate_cell(runs, name, "ser", s) for s in runs.test_sets]),
         _change_cell(runs, name, None if name == "T1" else "T1"),
         _change_cell(runs, name, baseline),
@@ -46,17 +48,17 @@ def size_cell(runs, name):
     return (f"{millions:#.3g}".rstrip(".") if millions < 1000 else f"{millions:.0f}") + " M"
 
 
-def rate_cell(runs, name, key, test_set):
-    """12.3 [11.0, 13.5]: a 95 % interval; with several seeds 12.3 (11.8..12.9): the range of the seeds."""
+def rate_cell(runs, name, key, test_set, compact=False):
+    """12.3 [11.0, 13.5] (11.8..12.9): a 95 % interval, then the range of several seeds; compact: only one of them."""
     rates = runs.get(name, key, test_set)
     if not rates:
         return DASH
     text = f"{100 * sum(rates) / len(rates):.1f}"
+    interval = runs.interval(name, key, test_set)
+    if interval and not (compact and runs.several):
+        text += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     if runs.several:
-        return f"{text} ({100 * min(rates):.1f}..{100 * max(rates):.1f})"
-    interval = runs.get(name, f"{key}_ci95", test_set)
-    if interval:
-        text += f" [{100 * interval[0][0]:.1f}, {100 * interval[0][1]:.1f}]"
+        text += f" ({100 * min(rates):.1f}..{100 * max(rates):.1f})"
     return text
 
 
@@ -77,6 +79,22 @@ def _change_cell(runs, name, reference):
 
 def short_name(test_set):
     return test_set.removeprefix("test-")
+
+
+# --- who was understood how well ------------------------------------------------------------------
+
+MOST_SPEAKERS = 12
+
+
+def speakers_table(runs, test_set):
+    """(header, rows): the WER of every model on each speaker of a test set; no rows if there are too many speakers."""
+    names = [name for name in runs.names() if runs.finished(name)]
+    speakers = runs.speakers(test_set)
+    rows = [
+        [printable(speaker).replace("|", "/"), str(words), *(percent_cell(rates.get(name)) for name in names)]
+        for speaker, words, rates in sorted(speakers, key=lambda row: row[0])
+    ]
+    return [f"speaker of {short_name(test_set)}", "words", *names], rows if len(rows) <= MOST_SPEAKERS else []
 
 
 # --- how the training went -----------------------------------------------------------------------

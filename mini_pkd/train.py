@@ -1,6 +1,6 @@
 """The one training loop: RNN-T alone, or RNN-T + KL when a teacher is given.
 
-    for each epoch, for each batch:   mask features -> encoder, predictor -> lattice loss -> backward -> Adam
+    for each epoch, for each batch:   augment features -> encoder, predictor -> lattice loss -> backward -> Adam
     after every dev_every epochs:     loss and greedy WER of the dev set; the weights with the lowest WER are kept
 
 The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.  Test sets
@@ -52,18 +52,18 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     return distillation_loss(
         student, tuple(t.data for t in taught), batch.labels, lengths, batch.label_lengths,
         alpha=settings.alpha, temperature=settings.temperature, kind=settings.kl, mixing=settings.mixing,
-        keep_bytes=keep_bytes,
+        kl_weighting=settings.kl_weighting, keep_bytes=keep_bytes,
     )  # fmt: skip
 
 
-def train_step(model, teacher, batch, adam, rate, settings, draw, epoch, step):
+def train_step(model, teacher, batch, normaliser, adam, rate, settings, draw, epoch, step):
     """One update -> (loss, RNN-T and KL, means over the batch; norm of the gradient).
 
     None if the loss or its gradient is not finite: then no weight was changed.
     `draw(what, *when)` is the generator of these random numbers.
     """
     masks = [draw("masks", epoch, i) for i in batch.ids]
-    features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment())
+    features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment(), normaliser)
     dropout = DropoutKeys(settings.dropout, draw("dropout", step))
     loss, rnnt, kl = lattice_loss(model, teacher, batch, features, settings, dropout)
     if not math.isfinite(loss.data):
@@ -138,7 +138,8 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
             for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
                 step = state.step + 1
                 rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
-                means = train_step(model, teacher, train_part.batch(indices), adam, rate, settings, draw, epoch, step)
+                batch, normaliser = train_part.batch(indices), train_part.store.normaliser
+                means = train_step(model, teacher, batch, normaliser, adam, rate, settings, draw, epoch, step)
                 state.count_step(means)
                 bar.update()
                 bar.set_postfix(epoch=epoch + 1, loss=f"{state.smooth_loss:.2f}", refresh=False)
@@ -174,6 +175,7 @@ def demo():
     class Invented(list):  # the feature rows of each utterance, and what else a Part needs of a feature store
         texts = ids = ["RED", "GREEN", "BLUE", "RED GREEN", "GREEN RED", "BLUE RED", "GREEN BLUE", "RED GREEN BLUE"]
         lengths = np.array([8 * len(text.split()) for text in texts])
+        normaliser = None  # these rows are no MFCCs
 
     store = Invented()
     for text in store.texts:

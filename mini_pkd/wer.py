@@ -20,6 +20,12 @@ from the utterances we have, with replacement, thousands of times, and look at h
 Whole utterances are drawn because errors within one are not independent.  (Nor are utterances of one speaker; with
 few speakers the true uncertainty is larger.)  Left out: text normalisation, compound words.
 
+A training is a sample too: another seed would have given another model.  Where a system was trained with S seeds, both
+functions take the list of its S Scores, and each resample draws S of the seeds as well as B of the utterances, both
+with replacement (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics, 2007).  All drawn seeds meet the same
+drawn utterances, because there is one test set: three seeds do not make it three times as large.  (S = 3 is few: where
+seeds scatter by much more than the interval of one of them is wide, pooled intervals are still too narrow.)
+
     python -m mini_pkd.wer REFERENCE HYPOTHESIS [OTHER_HYPOTHESIS]      files of lines `ID TEXT`
 """
 
@@ -32,7 +38,7 @@ import numpy as np
 from .command import Parser, command
 from .edit_distance import count_edits
 from .resampling import percentiles, resampled_sums
-from .score_checks import check_metric, check_pair, check_texts
+from .score_checks import check_metric, check_pairs, check_texts
 from .transcript_file import read_transcript
 
 # --- the edit distance ----------------------------------------------------------------------------
@@ -135,28 +141,36 @@ def _rate(errors, words):
 
 
 def bootstrap_interval(score, metric="wer", level=0.95, resamples=10_000, seed=0):
-    """(low, high) of `metric`, "wer" or "ser", when whole utterances are resampled.
+    """(low, high) of `metric`, "wer" or "ser", when whole utterances are resampled; a list of Scores: seeds as well.
 
-    One resample is `drawn = rng.integers(0, B, B)`, and its WER is errors[drawn].sum() / words[drawn].sum().  When no
-    utterance has an error the interval is (0, 0), because no resample has one either.
+    One resample is `drawn = rng.integers(0, B, B)`, and its WER is errors[drawn].sum() / words[drawn].sum().  With the
+    (S, B) errors and words of S seeds it is `seeds = rng.integers(0, S, S)` as well, and errors[seeds][:, drawn].sum()
+    / words[seeds][:, drawn].sum().  Without any error the interval is (0, 0), because no resample has one either.
     """
     check_metric(metric)
-    pair = (score.errors, score.words) if metric == "wer" else (score.wrong, np.ones_like(score.wrong))
-    sums = resampled_sums(np.stack(pair, axis=1), resamples, seed)
+    scores = _of_seeds(score)
+    check_pairs([(s, s) for s in scores])
+    counts = [(s.errors, s.words) if metric == "wer" else (s.wrong, np.ones_like(s.wrong)) for s in scores]
+    sums = resampled_sums(np.array(counts), resamples, seed)
     return percentiles(_rate(sums[:, 0], sums[:, 1]), level)
 
 
+def _of_seeds(score):
+    return [score] if isinstance(score, Score) else list(score)
+
+
 class PairedTest(NamedTuple):
-    """WER of a minus WER of b: negative when a is better."""
+    """WER of a minus WER of b, and the same relative to b: negative when a is better."""
 
     difference: float
     low: float
     high: float
     p_value: float
+    relative: tuple[float, float, float]  # of the WER of b: (value, low, high)
 
 
 def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
-    """Are the WERs of two systems different?  Both are resampled with the same draws of utterances.
+    """Are the WERs of two systems different?  Both are resampled with the same draws of utterances, and of seeds.
 
     If a and b were equally good, each would win in about half of the resamples; the two-sided p-value is twice the
     smaller of P(difference <= 0) and P(difference >= 0).  Both count the corpus itself as one more resample, because
@@ -169,13 +183,19 @@ def paired_test(score_a, score_b, level=0.95, resamples=10_000, seed=0):
     >>> test.difference, test.p_value < 0.01, paired_test(better, better).p_value
     (-0.125, True, 1.0)
     """
-    check_pair(score_a, score_b)
-    sums = resampled_sums(np.stack([score_a.errors, score_b.errors, score_a.words], axis=1), resamples, seed)
+    pairs = list(zip(_of_seeds(score_a), _of_seeds(score_b), strict=True))
+    check_pairs(pairs)
+    counts = np.array([(a.errors, b.errors, a.words) for a, b in pairs])  # (S, 3, B)
+    sums = resampled_sums(counts, resamples, seed)
     # Both have the same reference words, so counting errors is enough for the sign of the difference.
     at_most = (1 + np.count_nonzero(sums[:, 0] <= sums[:, 1])) / (1 + resamples)
     at_least = (1 + np.count_nonzero(sums[:, 0] >= sums[:, 1])) / (1 + resamples)
     low, high = percentiles(_rate(sums[:, 0] - sums[:, 1], sums[:, 2]), level)
-    return PairedTest(score_a.wer - score_b.wer, low, high, float(min(1.0, 2 * at_most, 2 * at_least)))
+    relative_low, relative_high = percentiles(_rate(sums[:, 0] - sums[:, 1], sums[:, 1]), level)
+    a, b, words = counts.sum(axis=(0, 2))
+    relative = float(_rate(a - b, b)), relative_low, relative_high
+    difference = float(_rate(a, words) - _rate(b, words))
+    return PairedTest(difference, low, high, float(min(1.0, 2 * at_most, 2 * at_least)), relative)
 
 
 # --- the command ----------------------------------------------------------------------------------

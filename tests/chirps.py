@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, report, train
+from mini_pkd import cascade, checkpoint, results, train
 from mini_pkd.prepared_corpus import REPOSITORY
 from mini_pkd.scales import TINY
 
@@ -82,7 +82,7 @@ def untrain(out, *names):
 
 def results_of(out):
     """All that results.json holds, of which the report must be able to read its part."""
-    report.read_results(out)
+    results.read_results(out)
     return json.loads((out / "results.json").read_text())
 
 

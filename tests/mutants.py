@@ -61,6 +61,7 @@ MUTANTS = [
         ("temperature is not passed", "temperature=settings.temperature, ", ""),
         ("kl is not passed", "kind=settings.kl, ", ""),
         ("mixing is not passed", "mixing=settings.mixing,", ""),
+        ("kl_weighting is not passed", "kl_weighting=settings.kl_weighting, ", ""),
         ("clip is not passed", "Adam(model, settings.clip)", "Adam(model)"),
         ("floor_rate is not passed", ", settings.floor_rate", ""),
         ("the rate of the next step",
@@ -129,7 +130,20 @@ MUTANTS = [
         ("SER is WER", "= score.wer, score.ser", "= score.wer, score.wer"),
         ("the beam is not passed", "lengths, self.settings.beam, self", "lengths, 8, self"),
         ("max_symbols is not passed", "beam, self.settings.max_symbols)", "beam)"),
-        ("a paired test the wrong way round", "(scores[a], scores[b])", "(scores[b], scores[a])"),
+    ),
+    *of(
+        "seed_runs.py", "test_wiring.py",
+        ("a paired test the wrong way round", "(of[a], of[b])", "(of[b], of[a])"),
+    ),
+    *of(
+        "seed_runs.py", "test_seed_runs.py",
+        ("every seed is the first", '"--seed", c.seed,', '"--seed", cascades[0].seed,'),
+        ("pooled intervals of one seed", "list(wer.bootstrap_interval(of_seeds, metric))",
+         "list(wer.bootstrap_interval(of_seeds[:1], metric))"),
+    ),
+    *of(
+        "cascade.py", "test_seed_runs.py",
+        ("training ignores the seed", "path.parent, self.seed, model.name", "path.parent, 0, model.name"),
     ),
     *of(
         "run_folder.py", "test_cascade.py::test_results_hold_what_the_tables_need",
@@ -147,7 +161,15 @@ MUTANTS = [
         "specaugment.py", "test_specaugment.py",
         ("the warp extrapolates", "source.astype(np.int64)", "source.astype(np.int64) // 2 * 2"),
         ("a time mask of any width", "int(policy.max_time_fraction * T)", "T"),
-        ("cepstra are masked as rows", "rows[:, f : f + width] = 0", "rows[f : f + width] = 0"),
+        ("channels are masked as rows",
+         "log_mel[:, f : f + width] = mean[f : f + width]", "log_mel[f : f + width] = mean"),
+        ("a hidden band is silence", "= mean[f : f + width]", "= 0"),
+        ("mels are stretched from the first channel, not from 0",
+         "np.arange(1, F + 1) / factor - 1", "np.arange(F) / factor"),
+        ("the noise passes the channel twice",
+         "energies += noise_floor(energies", "energies = energies * smooth_curve(rng, 9.0) + noise_floor(energies"),
+        ("the rotation forgets the mean", "rows * normaliser.std + normaliser.mean", "rows * normaliser.std"),
+        ("noise that does not fluctuate", "rng.standard_gamma(INDEPENDENT, energies.shape) / INDEPENDENT", "1.0"),
     ),
     # --- distillation -----------------------------------------------------------------------------------------------
     *of(
@@ -165,6 +187,8 @@ MUTANTS = [
         ("a temperature without its 1 / tau",
          "p, p_teacher = scale / Z, scale / teacher_Z", "p, p_teacher = one / Z, one / teacher_Z"),
         ("collapsed without the rest", " + t_rest_p * (t_rest - s_rest)", ""),
+        ("nodes weighted in the value, not in the gradient",
+         "row.dtype.type(kl_weight * node_weight[n])\n", "row.dtype.type(kl_weight)\n"),
     ),
     # --- RNN-T ------------------------------------------------------------------------------------------------------
     *of(
@@ -258,10 +282,14 @@ MUTANTS = [
         ("p without ties", "sums[:, 0] <= sums[:, 1]", "sums[:, 0] < sums[:, 1]"),
     ),
     *of(
+        "resampling.py", "test_wer.py",
+        ("all seeds, none drawn", "times[piece, s] * counts", "counts"),
+    ),
+    *of(
         "findings.py", "test_findings.py",
-        ("the report reads a test from the wrong side", "(-difference, -high, -low, p)", "(difference, low, high, p)"),
+        ("the report reads a test from the wrong side", "(-difference, -high, -low, p,", "(difference, low, high, p,"),
         ("an interval that begins below zero is enough",
-         "sum(high < 0 for _, _, high, _ in here)", "sum(low < 0 for _, low, *_ in here)"),
+         "sum(high < 0 for _, _, high, *_ in here)", "sum(low < 0 for _, low, *_ in here)"),
     ),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ CHECKED = [
     ("ragged", "starting at nodes [0 6], 8 in all"),
     ("seeds", "generator(0, 'masks', 3) draws 330\ngenerator(0, 'masks', 3) draws 330\n"),
     ("features", "c0 rises by 17.54, and sqrt(40) ln 16 = 17.54"),
-    ("specaugment", "24 rows (left to right) x 12 cepstra (top to bottom), 29% hidden"),
+    ("specaugment", "mel axis x 1.1: 11, 22, 33              2222222346864322223468643222234686432222"),
     ("bpe", "decode SHE SHARES SEASHELLS"),
     ("corpus", "train: 880 utterances, 0 problems"),
     ("feature_store", "7667 rows of 40 float32: 1226720 bytes"),

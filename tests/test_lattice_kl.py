@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mini_pkd import rnnt_loss
-from mini_pkd.lattice_kl import distillation_loss, materialised_kl_and_gradients, node_kl
+from mini_pkd.lattice_kl import distillation_loss, kl_map, materialised_kl_and_gradients, node_kl
 from mini_pkd.lattice_walk import LatticeError
 from mini_pkd.rnnt_loss import log_softmax, materialised_loss_and_gradients
 from mini_pkd.tensor import Tensor, no_grad
@@ -52,8 +52,9 @@ def relative(a, b):
 @pytest.mark.parametrize("sizes", BATCHES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
 @pytest.mark.parametrize("mixing", ["add", "convex"])
-def test_equals_the_materialised_oracle(sizes, temperature, kind, mixing):
+def test_equals_the_materialised_oracle(sizes, temperature, kind, kl_weighting, mixing):
     """float64 to rounding; float32 KL to 1e-6 relative, the gradients to 1e-5 of their largest entry.
 
     The oracle computes in float64 from the same inputs.  The floor of 0.01 is for a lone node whose KL is
@@ -70,10 +71,10 @@ def test_equals_the_materialised_oracle(sizes, temperature, kind, mixing):
             )
             rnnt, d_rnnt = materialised_loss_and_gradients(*exact_student, *lattice)
             kl, d_kl = materialised_kl_and_gradients(
-                exact_student, exact_teacher, *lattice, kind=kind, temperature=temperature
+                exact_student, exact_teacher, *lattice, kind=kind, temperature=temperature, kl_weighting=kl_weighting
             )
             weight = 1 if mixing == "add" else 1 - alpha
-            options = dict(kind=kind, temperature=temperature, alpha=alpha, mixing=mixing)
+            options = dict(kind=kind, temperature=temperature, alpha=alpha, mixing=mixing, kl_weighting=kl_weighting)
             loss, got_rnnt, got_kl, grads = run(student, teacher, lattice, **options)
             assert np.abs(got_kl - kl).max() < tolerance * max(0.01, kl.max())
             assert relative(got_rnnt, rnnt) < 2 * tolerance
@@ -103,6 +104,37 @@ def test_gradient_by_central_differences(kind, sizes):
             values.append(float(value.data))
         numeric = -0.7 * (values[0] - values[1]) / (2 * h)
         assert (inputs[i].grad * direction).sum() == pytest.approx(numeric, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", BATCHES)
+def test_weights_of_paths_are_constants(kind, sizes):
+    """The gradient is that of a sum whose weights stay what they were while the student moves."""
+    rng = np.random.default_rng(0)
+    student, teacher, (labels, T, U) = random_batch(rng, sizes)
+    options = dict(kind=kind, alpha=1.0, mixing="convex", kl_weighting="paths")  # KL alone
+    _, _, kl, grads = run(student, teacher, (labels, T, U), **options)
+
+    def logits(network):
+        enc, pred, table, bias = network
+        for enc_rows, pred_rows, label_rows in rnnt_loss.utterances(T, U):
+            yield np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None]) @ table.T + bias, labels[label_rows]
+
+    weights = [rnnt_loss.occupancies(log_softmax(scores), said) for scores, said in logits(student)]
+
+    def weighted(network):
+        pairs = zip(weights, logits(network), logits(teacher), strict=True)
+        return np.array([(w * kl_map(s, t, said, kind)).sum() for w, (s, said), (t, _) in pairs])
+
+    assert np.abs(kl - weighted(student)).max() < 1e-12 * max(1, kl.max())
+    h = 1e-5
+    for i in range(4):
+        direction = rng.standard_normal(student[i].shape)
+        up, down = (
+            weighted([array + sign * h * direction if k == i else array for k, array in enumerate(student)]).mean()
+            for sign in (1, -1)
+        )
+        assert (grads[i] * direction).sum() == pytest.approx((up - down) / (2 * h), rel=1e-6, abs=1e-8)
 
 
 def test_two_coins_by_hand():
@@ -183,14 +215,16 @@ def test_a_sure_student_keeps_a_finite_and_exact_collapsed_kl():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("chunk_bytes, keep_bytes", [(0, 0), (0, 10**9), (3000, 0), (1500, 5000)])
-def test_any_chunking_gives_the_same(kind, dtype, tolerance, chunk_bytes, keep_bytes):
+def test_any_chunking_gives_the_same(kind, kl_weighting, dtype, tolerance, chunk_bytes, keep_bytes):
     rng = np.random.default_rng(1)
     sizes = [(7, 3), (1, 0), (2, 6), (30, 4), (3, 0), (9, 1)]
     student, teacher, lattice = random_batch(rng, sizes, 11, 3, 4, dtype)
-    whole = run(student, teacher, lattice, kind=kind, chunk_bytes=10**9)
-    cut = run(student, teacher, lattice, kind=kind, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+    options = dict(kind=kind, kl_weighting=kl_weighting)
+    whole = run(student, teacher, lattice, **options, chunk_bytes=10**9)
+    cut = run(student, teacher, lattice, **options, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
     assert relative(cut[1], whole[1]) < tolerance and relative(cut[2], whole[2]) < tolerance
     for a, b in zip(cut[3], whole[3], strict=True):
         assert relative(a, b) < tolerance
@@ -248,7 +282,8 @@ def test_not_a_number_is_not_hidden(kind):
     "options, words",
     [
         (dict(kind="half"), "kind must be one of"),
-        (dict(mixing="multiply"), "mixing one of"),
+        (dict(kl_weighting="edges"), "kl_weighting must be one of"),
+        (dict(mixing="multiply"), "mixing must be one of"),
         (dict(temperature=0), "temperature must be above 0"),
         (dict(alpha=-1), "alpha at least 0"),
         (dict(alpha=float("nan")), "alpha at least 0"),

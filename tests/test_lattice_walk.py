@@ -81,6 +81,25 @@ def test_no_denormal_number_reaches_a_product(monkeypatch):
     assert (size == 0).mean() > 0.05  # so some were flushed
 
 
+@pytest.mark.parametrize("kind, temperature", [("full", 1.0), ("full", 2.0), ("collapsed", 1.0), ("collapsed", 2.0)])
+@pytest.mark.parametrize("chunk_bytes, keep_bytes", [(10**9, 0), (0, 0), (0, 10**9), (5000, 10**4)])
+def test_a_teacher_of_paths_is_not_asked_where_none_comes_by(monkeypatch, kind, temperature, chunk_bytes, keep_bytes):
+    """The same as with every node, to the rounding of a float32 sum; and with fewer rows."""
+    network, labels, T, U = sharp_batch()
+    teacher = (*network[:2], 0.5 * network[2], network[3])  # less sure
+    options = dict(kind=kind, temperature=temperature, kl_weight=0.7, kl_weighting="paths")
+    options |= dict(chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+    seen = spy_on_backward(monkeypatch)
+    some = walk_lattice(network, labels, T, U, teacher=teacher, **options)
+    nodes = (T * (U + 1)).sum()
+    assert sum(map(len, seen)) < 0.8 * nodes
+    every = walk_lattice(network, labels, T, U, teacher=teacher, negligible=-1, **options)
+    assert np.array_equal(some[0], every[0])
+    np.testing.assert_allclose(some[1], every[1], rtol=1e-5)
+    for a, b in zip(some[2], every[2], strict=True):
+        assert np.abs(a - b).max() < 40 * np.finfo(np.float32).eps * max(1, np.abs(b).max())
+
+
 def test_a_teacher_is_followed_at_every_node(monkeypatch):
     network, labels, T, U = sharp_batch()
     seen = spy_on_backward(monkeypatch)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from chirps import MODELS, SETTINGS, refusal, snapshot, untrain, weights, words_of
 
-from mini_pkd import UserError, cascade, checkpoint, report
+from mini_pkd import UserError, cascade, checkpoint, results
 from mini_pkd.lock import only_process
 from mini_pkd.scales import TINY
 
@@ -123,7 +123,7 @@ def test_json_that_somebody_edited_is_accepted_or_refused(copy, data, name):
                 run.folder.updated_config()
             elif run.folder.finished(name[:2]):
                 run.write_results()
-                report.read_results(copy)
+                results.read_results(copy)
         except UserError as error:
             refused += 1
             assert name in str(error) or "other settings" in str(error), text

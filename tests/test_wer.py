@@ -226,7 +226,7 @@ def test_pairing_finds_what_separate_intervals_cannot():
 
 def test_identical_systems():
     a = simulated(np.random.default_rng(0), 50, 0.2)
-    assert paired_test(a, a) == (0.0, 0.0, 0.0, 1.0)
+    assert paired_test(a, a) == paired_test([a, a], [a, a]) == (0.0, 0.0, 0.0, 1.0, (0.0, 0.0, 0.0))
     perfect = score({"a": "X", "b": "Y"}, {"a": "X", "b": "Y"})
     assert bootstrap_interval(perfect) == (0.0, 0.0)
 
@@ -280,15 +280,108 @@ def test_seeds_and_order():
 
 
 def test_resampling_in_pieces():
-    """300 utterances need three pieces of a million rows: no row lost or counted twice at the seams."""
-    columns = np.arange(600).reshape(300, 2)
-    sums = resampled_sums(columns, 10_000, seed=5)
-    np.testing.assert_array_equal(sums, resampled_sums(columns, 10_000, seed=5))
-    np.testing.assert_array_equal(sums[:, 1] - sums[:, 0], 300)  # both columns come from the same draw
+    """300 utterances need three pieces of a million: none lost or counted twice at the seams."""
+    counts = np.arange(600).reshape(300, 2).T[None]
+    sums = resampled_sums(counts, 10_000, seed=5)
+    np.testing.assert_array_equal(sums, resampled_sums(counts, 10_000, seed=5))
+    np.testing.assert_array_equal(sums[:, 1] - sums[:, 0], 300)  # both counts come from the same draw
     piece = 2**20 // 300
     assert np.mean(sums[:piece, 0] == sums[piece : 2 * piece, 0]) < 0.01  # not copies of one another
-    error = sums[:, 0].mean() - columns[:, 0].sum()
-    assert abs(error) < 4 * columns[:, 0].std() * np.sqrt(300 / 10_000)
+    error = sums[:, 0].mean() - counts[0, 0].sum()
+    assert abs(error) < 4 * counts[0, 0].std() * np.sqrt(300 / 10_000)
+
+
+# --- several seeds --------------------------------------------------------------------------------
+
+
+def several(rng, S, B):
+    """Scores of two systems with S seeds; a has fewer errors in some seeds and more in others."""
+    words, zeros, ids = rng.integers(1, 6, B), np.zeros(B, int), tuple(f"u{i:03d}" for i in range(B))
+    draw = lambda rate: Score(ids, words, np.stack([rng.binomial(words, rate), zeros, zeros], axis=1))  # noqa: E731
+    return [draw(rng.uniform(0.1, 0.4)) for _ in range(S)], [draw(rng.uniform(0.1, 0.4)) for _ in range(S)]
+
+
+@pytest.mark.parametrize("S, B", [(1, 1), (1, 9), (2, 1), (3, 9), (5, 200)])
+def test_seeds_and_utterances_are_drawn_as_in_loops(S, B):
+    """The definition in loops over the same draws: float64 divisions of equal integers are equal to the bit."""
+    a, b = several(np.random.default_rng(S * B), S, B)
+    resamples, rng = 300, np.random.default_rng(7)
+    all_seeds, differences, relatives, rates = rng.integers(0, S, (resamples, S)), [], [], []
+    for seeds, drawn in zip(all_seeds, rng.integers(0, B, (resamples, B)), strict=True):
+        errors_a = errors_b = words = 0
+        for s in seeds:
+            for i in drawn:
+                errors_a, errors_b, words = errors_a + a[s].errors[i], errors_b + b[s].errors[i], words + a[s].words[i]
+        rates.append(errors_a / words)
+        differences.append((errors_a - errors_b) / words)
+        relatives.append((errors_a - errors_b) / errors_b if errors_b else math.inf if errors_a else 0.0)
+    test = paired_test(a, b, resamples=resamples, seed=7)
+    ends = [math.ceil(q * resamples) - 1 for q in (0.025, 0.975)]
+    assert [test.low, test.high] == [sorted(differences)[i] for i in ends]
+    assert list(test.relative[1:]) == [sorted(relatives)[i] for i in ends]
+    assert list(bootstrap_interval(a, resamples=resamples, seed=7)) == [sorted(rates)[i] for i in ends]
+    tails = [1 + sum(sign * d <= 0 for d in differences) for sign in (1, -1)]
+    assert test.p_value == min(1.0, 2 * min(tails) / (1 + resamples))
+    mean_a, mean_b = (sum(score.wer for score in scores) / S for scores in (a, b))
+    assert test.difference == pytest.approx(mean_a - mean_b, abs=1e-12)
+    assert test.relative[0] == pytest.approx(mean_a / mean_b - 1 if mean_b else math.inf if mean_a else 0, abs=1e-12)
+
+
+def test_one_seed_draws_what_it_always_drew():
+    """Numbers of older reports stay: the draw of one seed takes nothing from the generator."""
+    (a,), (b,) = several(np.random.default_rng(0), 1, 30)
+    drawn = np.random.default_rng(0).integers(0, 30, (999, 30))
+    rates = np.sort(a.errors[drawn].sum(axis=1) / a.words[drawn].sum(axis=1))
+    assert bootstrap_interval(a, resamples=999) == bootstrap_interval([a], resamples=999) == (rates[24], rates[974])
+    assert paired_test(a, b) == paired_test([a], [b])
+
+
+def test_exact_pooled_p_value_of_two_seeds_and_two_utterances():
+    """All 4 x 4 draws listed; 200,000 resamples have a standard error of 0.0011 in each tail: 0.01 in 2 p."""
+    zeros, words, ids = np.zeros(2, int), np.array([9, 9]), ("u", "v")
+    a, b = ([Score(ids, words, np.stack([e, zeros, zeros], axis=1)) for e in errors]
+            for errors in (([1, 2], [0, 3]), ([2, 2], [4, 1])))  # fmt: skip
+    both = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    draws = [
+        sum(int(a[s].errors[i] - b[s].errors[i]) for s in seeds for i in drawn) for seeds in both for drawn in both
+    ]
+    exact = min(1, 2 * np.mean([d <= 0 for d in draws]), 2 * np.mean([d >= 0 for d in draws]))
+    assert 0.1 < exact < 1 and abs(paired_test(a, b, resamples=200_000).p_value - exact) < 0.01
+
+
+def test_a_seed_that_disagrees_keeps_a_difference_within_noise():
+    """Two of three seeds far better, one far worse: one seed's bootstrap is sure each time, the pooled one is not."""
+    rng, words, ids = np.random.default_rng(4), np.full(300, 4), tuple(map(str, range(300)))
+
+    def draw(rate):
+        return Score(ids, words, np.stack([rng.binomial(words, rate), 0 * words, 0 * words], axis=1))
+
+    a, b = [draw(0.1), draw(0.1), draw(0.3)], [draw(0.2) for _ in range(3)]
+    assert [paired_test(*pair).p_value < 0.01 for pair in zip(a, b, strict=True)] == [True] * 3
+    test = paired_test(a, b)
+    assert test.low < 0 < test.high and test.p_value > 0.2
+    agreed = paired_test(a[:2] * 2, b[:2] * 2)
+    assert agreed.high < 0 and agreed.p_value < 0.001
+
+
+def test_how_often_three_seeds_see_a_difference_that_is_not_there():
+    """Equal systems whose seeds scatter by 15 % of their WER: one seed is fooled in about a fifth of 200 trials."""
+    rng, words, ids = np.random.default_rng(0), np.full(150, 4), tuple(map(str, range(150)))
+    fooled = {1: 0, 3: 0}
+    for trial in range(200):
+        for S in fooled:
+            rates = 0.1 * np.exp(0.15 * rng.standard_normal((2, S)))
+            errors = [[np.stack([rng.binomial(words, r), 0 * words, 0 * words], axis=1) for r in row] for row in rates]
+            test = paired_test(*([Score(ids, words, e) for e in row] for row in errors), resamples=400, seed=trial)
+            fooled[S] += not test.low <= 0 <= test.high
+    assert fooled[1] > 20 and fooled[3] < 16, fooled  # 0.05 is 10 of 200, give or take 3
+
+
+def test_one_test_set_is_not_three():
+    """Three equal seeds say as much of the test set as one: the interval is as wide, not by a root of three less."""
+    (a,), (b,) = several(np.random.default_rng(6), 1, 400)
+    one, three = (np.subtract(t.high, t.low) for t in (paired_test(a, b), paired_test([a] * 3, [b] * 3)))
+    assert 0.95 < three / one < 1.05  # ends of 10,000 draws are known to about 2 %
 
 
 def test_wrong_use_is_one_sentence():
@@ -297,6 +390,8 @@ def test_wrong_use_is_one_sentence():
     for call, sentence in [
         (lambda: paired_test(a, b), "only one side has a, b"),
         (lambda: paired_test(a, c), "differ in a"),
+        (lambda: paired_test([a, b], [a, b]), "only one side has a, b"),
+        (lambda: bootstrap_interval([a, b]), "only one side has a, b"),
         (lambda: bootstrap_interval(a, "cer"), "no metric 'cer'"),
         (lambda: bootstrap_interval(a, level=95), "between 0 and 1"),
         (lambda: paired_test(a, a, resamples=0), "resamples is 0"),

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from handful import StopAfter
 
-from mini_pkd import cascade, report, train, vocabulary_file
+from mini_pkd import cascade, results, train, vocabulary_file
 from mini_pkd.audio_file import read_audio
 from mini_pkd.bpe import BPE, word_counts
 from mini_pkd.corpus import epoch_batches
@@ -34,6 +34,7 @@ from mini_pkd.prepared_corpus import Part
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
+from mini_pkd.specaugment import spec_augment
 from mini_pkd.tensor import is_recording, no_grad
 from mini_pkd.training_state import MAX_BAD_STEPS
 from mini_pkd.transcript_file import read_transcript, write_transcript
@@ -53,8 +54,9 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 UNUSUAL = dataclasses.replace(
     TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
+    alpha=0.3, temperature=2.5, kl="collapsed", kl_weighting="paths", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
+    max_mel_warp=0.1, max_channel_db=6.0, max_noise=0.05,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}
 
@@ -234,8 +236,26 @@ def test_masks_follow_from_seed_model_epoch_and_utterance(watched):
         assert not np.array_equal(first[epoch, i], other_seed[epoch, i])
         if epoch:
             assert not np.array_equal(first[epoch, i], first[0, i])
-    nothing = watched(max_warp_fraction=0.0, time_masks=0, freq_masks=0)
-    assert all(np.array_equal(s.features, s.batch.features) for s in nothing.student)
+
+
+OFF = {"max_warp_fraction": 0.0, "time_masks": 0, "freq_masks": 0, "max_mel_warp": 0.0, "max_channel_db": 0.0,
+       "max_noise": 0.0}  # fmt: skip
+
+
+def test_every_augmentation_does_something_and_all_are_off_at_zero(watched, parts):
+    """One at a time, against the same by hand: with the training set's normaliser, and this setting's number."""
+    assert all(np.array_equal(s.features, s.batch.features) for s in watched(**OFF).student)
+    for name in OFF:
+        one = {**OFF, name: getattr(UNUSUAL, name)}
+        policy = dataclasses.replace(UNUSUAL, **one).spec_augment()
+        moved = 0
+        for epoch, steps in enumerate(watched(**one).epochs):
+            for s in steps:
+                rngs = [generator(7, "S1", "masks", epoch, i) for i in s.batch.ids]
+                expected = spec_augment(s.batch.features, s.batch.lengths, rngs, policy, parts[0].store.normaliser)
+                assert np.array_equal(s.features, expected)
+                moved += np.abs(s.features - s.batch.features).max() > 0.1  # rounding moves them by 1e-5
+        assert moved, name
 
 
 def test_every_step_drops_other_elements(watched):
@@ -275,11 +295,13 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
 
 @pytest.mark.parametrize("mixing", ["add", "convex"])
 @pytest.mark.parametrize("kl", ["full", "collapsed"])
-def test_the_loss_is_the_formula_of_the_settings(parts, kl, mixing):
+@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
+def test_the_loss_is_the_formula_of_the_settings(parts, kl, kl_weighting, mixing):
     """Against all logits in memory: RNN-T and KL, mixed here by hand."""
     training, _, bpe = parts
     alpha, temperature = 0.3, 2.5
-    settings = dataclasses.replace(UNUSUAL, alpha=alpha, temperature=temperature, kl=kl, mixing=mixing)
+    options = dict(temperature=temperature, kl_weighting=kl_weighting)
+    settings = dataclasses.replace(UNUSUAL, alpha=alpha, kl=kl, mixing=mixing, **options)
     student, teacher = new_model(bpe), new_model(bpe, seed=9, joint_width=12)
     batch = training.batch([0, 3, 5])
     features = batch.features + 1
@@ -291,7 +313,7 @@ def test_the_loss_is_the_formula_of_the_settings(parts, kl, mixing):
     (ours, lengths), (theirs, _) = arrays(student, DropoutKeys(0.3, generator(5))), arrays(teacher)
     sizes = (batch.labels, lengths, batch.label_lengths)
     rnnt, _ = materialised_loss_and_gradients(*ours, *sizes)
-    kls, _ = materialised_kl_and_gradients(ours, theirs, *sizes, kind=kl, temperature=temperature)
+    kls, _ = materialised_kl_and_gradients(ours, theirs, *sizes, kind=kl, **options)
     expected = rnnt + alpha * kls if mixing == "add" else (1 - alpha) * rnnt + alpha * kls
 
     found = train.lattice_loss(student, teacher, batch, features, settings, DropoutKeys(0.3, generator(5)))
@@ -329,7 +351,7 @@ def test_training_again_by_hand_ends_in_the_same_weights(watched, parts, taught)
                 teachers, _ = teacher.lattice_inputs(batch, seen.features)
             loss, rnnt, kl = distillation_loss(
                 inputs, [tensor.data for tensor in teachers], *sizes,
-                alpha=0.3, temperature=2.5, kind="collapsed", mixing="convex",
+                alpha=0.3, temperature=2.5, kind="collapsed", mixing="convex", kl_weighting="paths",
             )  # fmt: skip
         else:
             loss, rnnt = rnnt_loss(*inputs, *sizes)
@@ -548,7 +570,7 @@ def test_a_paired_difference_is_the_first_minus_the_second(still, corpus):
     write_transcript(out / "S1" / "test-clean.txt", references)
     write_transcript(out / "B1" / "test-clean.txt", dict.fromkeys(references, ""))
     command(corpus, out, *STILL)
-    paired = {(p["a"], p["b"], p["set"]): p for p in report.read_results(out)["paired"]}
+    paired = {(p["a"], p["b"], p["set"]): p for p in results.read_results(out)["paired"]}
     test = paired["S1", "B1", "test-clean"]
     assert test["difference"] == test["low"] == test["high"] == -1.0 and test["p"] < 0.05
     assert "S1 beats B1 on test-clean" in (out / "report.md").read_text()

@@ -53,7 +53,7 @@ UTTERANCES = 480  # of the corpus, to choose a batch from
 
 
 def corpus_batch(scale, number=None):
-    """A real batch, and the vocabulary's size: a median one of training, or `number` utterances of 2 to 6 s."""
+    """A real batch, its normaliser and the vocabulary's size: a median one of training, or `number` of 2 to 6 s."""
     from mini_pkd.bpe import BPE, word_counts
     from mini_pkd.corpus_folder import find_parts, read_part
     from mini_pkd.feature_store import FeatureStore, estimate_normaliser
@@ -70,11 +70,11 @@ def corpus_batch(scale, number=None):
         number = settings.batch_utterances
         batches = part.batches(settings.batch_frames, number, seed=0, epoch=0)
         full = sorted((b for b in batches if len(b) == number), key=lambda b: store.lengths[b].sum())
-        return part.batch(full[len(full) // 2]), bpe.size
+        return part.batch(full[len(full) // 2]), store.normaliser, bpe.size
     by_length = part.indices[np.argsort(store.lengths[part.indices], kind="stable")]
     fitting = by_length[(store.lengths[by_length] >= 200) & (store.lengths[by_length] <= 600)]
     chosen = fitting[np.linspace(0, len(fitting) - 1, number).round().astype(int)]
-    return part.batch(np.random.default_rng(0).permutation(chosen)), bpe.size
+    return part.batch(np.random.default_rng(0).permutation(chosen)), store.normaliser, bpe.size
 
 
 def synthetic_batch(scale, seconds=None):
@@ -92,6 +92,7 @@ def synthetic_batch(scale, seconds=None):
 
 def write_case(folder, size, student, teacher):
     """Everything that a worker needs; returns the case's description."""
+    from mini_pkd.features import Normaliser
     from mini_pkd.scales import get_scale
     from mini_pkd.seeds import generator
     from mini_pkd.specaugment import spec_augment
@@ -101,11 +102,12 @@ def write_case(folder, size, student, teacher):
     scale = get_scale(name)
     if name == "full":
         batch, symbols = synthetic_batch(scale, int(number) if number else None), scale.settings.vocab_size
+        normaliser = Normaliser(np.zeros(40), np.ones(40))
         teacher = "none" if number else teacher
     else:
-        batch, symbols = corpus_batch(scale, int(number) if number else None)
+        batch, normaliser, symbols = corpus_batch(scale, int(number) if number else None)
     masks = [generator(0, "benchmark", "masks", i) for i in batch.ids]
-    features = spec_augment(batch.features, batch.lengths, masks, scale.settings.spec_augment())
+    features = spec_augment(batch.features, batch.lengths, masks, scale.settings.spec_augment(), normaliser)
     np.savez(folder / "batch.npz", features=features, lengths=batch.lengths, labels=batch.labels,
              label_lengths=batch.label_lengths)  # fmt: skip
     case = {"size": size, "scale": name, "lengths": batch.lengths.tolist(),
