@@ -174,6 +174,74 @@ def attention(weights, row_seconds):
     return figure
 
 
+# --- 07 lattice: toys -----------------------------------------------------------------------------
+
+
+def _toy(axes, T, names):
+    """The nodes of a small lattice as dots: frames to the right, what is said downwards, as in lattice_on."""
+    U = len(names)
+    axes.set(xlim=(-0.4, T + 0.1), ylim=(U + 0.4, -0.45), xticks=range(T), yticks=range(U + 1), xlabel="frame t")
+    axes.set_yticklabels(["nothing yet", *names])
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.scatter(*np.indices((T, U + 1)).reshape(2, -1), color=GREY, s=25, zorder=3)
+
+
+def _toy_step(axes, t, u, says_label, width, gap=0.12):
+    """One step as an arrow: a blank to the right, a label down."""
+    color = ORANGE if says_label else BLUE
+    start, end = ((t, u + gap), (t, u + 1 - gap)) if says_label else ((t + gap, u), (t + 1 - gap, u))
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=arrow)
+
+
+def toy_paths(paths, probabilities, T, names):
+    """Every path of a small lattice in a panel of its own, with its probability."""
+    columns = 3
+    figure, axes = panels(-(-len(paths) // columns), columns, height=5, sharex=True, sharey=True, squeeze=False)
+    for ax, path, probability in zip(axes.flat, paths, probabilities, strict=False):
+        _toy(ax, T, names)
+        for step in path:
+            _toy_step(ax, *step, width=2)
+        ax.set(title=f"P = {probability:.5f}", xlabel="")
+    for ax in axes[-1]:
+        ax.set_xlabel("frame t")
+    return figure
+
+
+def toy_numbers(values, names):
+    """{title: a probability for each node (T, U+1)} of a small lattice, written at the nodes."""
+    figure, axes = panels(1, len(values), height=3, sharey=True, squeeze=False)
+    for ax, (title, numbers) in zip(axes[0], values.items(), strict=True):
+        _toy(ax, len(numbers), names)
+        for (t, u), number in np.ndenumerate(numbers):
+            ax.text(t + 0.06, u - 0.08, f"{number:.3f}", va="bottom")
+            if u < len(names):
+                _toy_step(ax, t, u, True, width=0.6)
+            if t < len(numbers) - 1 or u == len(names):
+                _toy_step(ax, t, u, False, width=0.6)
+        ax.set_title(title)
+    return figure
+
+
+def toy_arrows(taken, labels, names):
+    """taken (T, U+1, V): the probability of each step of a small lattice, as the thickness of its arrow."""
+    figure, ax = panels(height=3.6)
+    _toy(ax, len(taken), names)
+    for t, u in np.ndindex(taken.shape[:2]):
+        blank = taken[t, u, 0]
+        if t < len(taken) - 1 or u == len(names):
+            _toy_step(ax, t, u, False, width=0.3 + 7 * blank)
+            ax.text(t + 0.5, u - 0.1, f"{blank:.2f}", ha="center", va="bottom", color=BLUE)
+        if u < len(names):
+            label = taken[t, u, labels[u]]
+            _toy_step(ax, t, u, True, width=0.3 + 7 * label)
+            ax.text(t + 0.07, u + 0.5, f"{label:.2f}", va="center", color=RED)
+    ax.set_title("blank: to the right.  label: down.")
+    return figure
+
+
 # --- 07 lattice, 10 distillation ------------------------------------------------------------------
 
 
@@ -187,7 +255,7 @@ def lattice_on(axes, values, names, path=None, **options):
     axes.set_yticks(np.arange(columns) + 0.5, ["nothing yet", *names], fontsize=8)
     if path is not None:
         t, u, _ = np.array(path, dtype=float).T
-        axes.plot((t + 0.5) * ROW_SECONDS, u + 0.5, color=ORANGE, linewidth=2, marker=".", markersize=3)
+        axes.plot((t + 0.5) * ROW_SECONDS, u + 0.5, color=RED, linewidth=2, marker=".", markersize=3)
     return axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=15)
 
 
