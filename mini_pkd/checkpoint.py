@@ -7,7 +7,8 @@ A run may be stopped by Ctrl-C, a power cut or a full disk while it is writing. 
     3. os.replace: one atomic rename over the old file                cut that the bytes do not)
     4. fsync the folder: the rename itself is on the disk
 
-Kill the process before step 3 and the old file stands untouched; after it, the new one is there.
+Kill the process before step 3 and the old file stands untouched; after it, the new one is there.  Disks go bad as well,
+so a training keeps its last two checkpoints, and `load_newest` falls back on the older one.
 
 A checkpoint holds named arrays and a JSON-able dictionary `meta` (step, epoch, sizes, the vocabulary's
 fingerprint).  It is a plain uncompressed .npz, that is a zip of .npy files: `np.load` opens it, nothing
@@ -42,11 +43,17 @@ NUMBERS = "biufc"  # the kinds of dtype that a checkpoint stores
 MAX_META = 2**24  # bytes of JSON; a vocabulary of 10026 takes 0.3 MB, and parsed JSON can be 20 times its text
 
 
+class DiskFull(UserError):
+    """There was no room for a file; an older version of it is untouched."""
+
+
 # --- atomic writing -------------------------------------------------------------------------------
 
 
-def write_file_atomic(path, write):
+def write_file_atomic(path, write, keep=None):
     """Let `write(file)` fill a binary file that appears at `path` only once it is complete.
+
+    keep: the name that an older version gets; killed between the two renames, there is only that one.
 
     The temporary name is always `path` + ".tmp": what a `kill -9` leaves behind is removed by the
     next save instead of piling up.  The price: two processes must not write the same path at once.
@@ -60,12 +67,15 @@ def write_file_atomic(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException as error:  # BaseException: Ctrl-C in the middle of a write must clean up as well
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise UserError(_cannot_write(path, error)) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (DiskFull if full else UserError)(_cannot_write(path, error, full)) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, so the rename is not synced
         with suppress(OSError):  # some network disks refuse to sync a folder; the file itself is safe
@@ -81,8 +91,8 @@ def write_text_atomic(path, text):
     write_file_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def _cannot_write(path, error):
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _cannot_write(path, error, full):
+    if full:
         return (
             f"the disk is full: {path} could not be written (an older version of it is untouched); "
             "free some space and start the same command again"
@@ -94,8 +104,8 @@ def _cannot_write(path, error):
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def save(path, arrays, meta):
-    """Write named arrays and a JSON-able `meta` to `path`, atomically.
+def save(path, arrays, meta, keep=None):
+    """Write named arrays and a JSON-able `meta` to `path`, atomically.  keep: what the file there now is called then.
 
     Arrays of numbers of any shape (also 0-d and empty) come back to the bit, in C order.  `meta`
     goes through JSON: tuples come back as lists, keys as strings, numpy scalars as plain numbers.
@@ -111,11 +121,34 @@ def save(path, arrays, meta):
     if len(text) > MAX_META:
         raise ValueError(f"meta is {len(text)} bytes of JSON; {MAX_META} is the most that load accepts")
     entries["meta"] = np.frombuffer(text, dtype=np.uint8)
-    write_file_atomic(path, lambda file: np.savez(file, **entries))
+    write_file_atomic(path, lambda file: np.savez(file, **entries), keep)
 
 
-def load(path):
-    """Read what `save` wrote: (arrays, meta).  Anything else is a UserError of one sentence."""
+def load_newest(paths, tell=lambda sentence: None, headers_only=False):
+    """`load` the first of these files that is whole, or None if none is there; `tell` hears what was passed over.
+
+    UserError if all that are there are damaged.
+    """
+    errors = []
+    for path in [path for path in paths if path.exists()]:
+        try:
+            found = load(path, headers_only)
+        except UserError as error:
+            errors.append(error)
+        else:
+            if errors:
+                tell(f"{errors[0]}: going on from the one before it, {path.name}")
+            return found
+    if errors:
+        raise errors[0]
+    return None
+
+
+def load(path, headers_only=False):
+    """Read what `save` wrote: (arrays, meta).  Anything else is a UserError of one sentence.
+
+    headers_only: no arrays are read, ({}, meta); a file that was cut is still found out, a flipped bit is not.
+    """
     path = Path(path)
     try:
         if path.is_fifo():  # opening one waits for a writer
@@ -144,6 +177,8 @@ def load(path):
                     wanted = ["meta.npy", *(f"{i} {name}.npy" for i, name in enumerate(names))]
                     if sorted(wanted) != sorted(files) or not isinstance(meta, dict):
                         raise ValueError("a header that does not fit the entries")
+                    if headers_only:
+                        return {}, meta
                     arrays = {str(name): _read_array(archive, f"{i} {name}") for i, name in enumerate(names)}
                     if len(arrays) < len(names):
                         raise ValueError("two arrays of one name")

@@ -13,12 +13,16 @@ from . import UserError
 from .command import Parser
 from .decode import MAX_BEAM
 
-# These may change on a run that has begun: how often to save, memory for logits, and the beam (finished models are then
-# decoded again).  max_symbols may not, because the dev set is decoded with it, and that decides which weights are kept.
+# These may change on a run that has begun: how often to save, memory for logits and for parts of a batch (other parts
+# drop other elements, and else add up to the same gradient), and the beam (finished models are then decoded again).
+# max_symbols may not, because the dev set is decoded with it, and that decides which weights are kept.
 # peak_rate may only fall, for the models that are not trained yet (run_folder.py).
-MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "beam")
+MAY_CHANGE = ("checkpoint_minutes", "keep_mb", "microbatch_frames", "beam")
 
-MAY_BE_ZERO = ("warmup_steps", "keep_mb", "curriculum_epochs", "time_masks", "max_time", "freq_masks", "max_freq")
+MAY_BE_ZERO = (
+    "warmup_steps", "keep_mb", "microbatch_frames", "dev_updates", "dev_utterances", "curriculum_epochs", "time_masks",
+    "max_time", "freq_masks", "max_freq",
+)  # fmt: skip
 ABOVE_ZERO = ("temperature", "peak_rate", "clip", "checkpoint_minutes")
 # More than this is a slip of the finger that would keep a loop busy for hours.  Sizes that cost memory are checked by
 # estimate.py.
@@ -28,6 +32,7 @@ AT_MOST = {
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
     "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
 }  # fmt: skip
+MOST_HOURS = 10_000
 MOST_SEEDS = 100
 CHOICES = {
     "kl": ("full", "collapsed"), "kl_weighting": ("nodes", "paths"), "mixing": ("add", "convex"),
@@ -65,6 +70,7 @@ def read_command_line(arguments, scales):
         help="models trained side by side (default: one per core, at most 4; 1 for full)")  # fmt: skip
     add("--memory", type=float, metavar="GB",
         help="memory that training may use; more is refused (default: what is free)")  # fmt: skip
+    add("--max-hours", type=float, metavar="H", help="save and stop after so many hours, as at Ctrl-C")
     add("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     add("--command", help=argparse.SUPPRESS)  # ... and what the user typed, to be named in messages
     add("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
@@ -83,6 +89,8 @@ def read_command_line(arguments, scales):
         parser.error(f"--seeds must be from 1 to {MOST_SEEDS}, not {options.seeds}")
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {options.jobs}")
+    if options.max_hours is not None and not 0 < options.max_hours <= MOST_HOURS:
+        parser.error(f"--max-hours must be above 0 and at most {MOST_HOURS}, not {options.max_hours}")
     if options.memory is not None and not options.memory > 0:  # nan as well
         parser.error(f"--memory must be above 0, not {options.memory}")
     return options
@@ -135,11 +143,13 @@ def nearest(word, known):
 def check_settings(settings):
     """Raise a UserError if no run can have these Settings."""
     _check_ranges(settings)
-    if settings.max_frames > settings.batch_frames:
-        raise UserError(
-            f"an utterance may have max_frames={settings.max_frames} and a batch only "
-            f"batch_frames={settings.batch_frames}; raise batch_frames or lower max_frames."
-        )
+    for name in ("batch_frames", "microbatch_frames"):
+        most = getattr(settings, name) or math.inf
+        if settings.max_frames > most:
+            raise UserError(
+                f"an utterance may have max_frames={settings.max_frames} and a batch only "
+                f"{name}={most}; raise {name} or lower max_frames."
+            )
     if settings.mixing == "convex" and settings.alpha > 1:
         raise UserError(f"alpha must be at most 1 with mixing=convex, not {settings.alpha}.")
 

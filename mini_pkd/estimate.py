@@ -36,18 +36,14 @@ def describe(cascade, jobs, seeds=1):
     speed = UTILISATION * _matrix_speed()
     lines = [
         f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
-        f"utterances or {s.batch_frames} frames",
+        f"utterances or {s.batch_frames} frames" + f", in parts of {s.microbatch_frames}" * (s.microbatch_frames > 0),
         f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
     ]
     configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
     seconds = []
     for model in scale.models():
         config, teacher = configs[model.name], configs.get(model.teacher)
-        nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)
-        rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
-        rows = max(rows, s.keep_mb * 2**20 / (4 * config.symbols))
-        again = float(np.maximum(0, 1 - rows / nodes).mean())
-        flop = s.epochs * training_flop(config, frames.sum(), labels.sum(), nodes.sum(), teacher, again)
+        flop = s.epochs * flop_of_utterances(config, teacher, frames, labels, s).sum()
         seconds.append(flop / speed)
         lines.append(
             f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memory_needed(scale, [model]) / 1e9:7.2f} GB "
@@ -135,9 +131,9 @@ def refuse_what_does_not_fit(scale, models, jobs, gigabytes=None):
 
 
 def _memory(config, settings, teacher):
-    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a batch, the rest."""
+    """Bytes of one training: parameters x (value, gradient, m, v, best), saved activations of a part, the rest."""
     e = config.encoder
-    frames = min(settings.batch_frames, settings.batch_utterances * settings.max_frames)
+    frames = min(settings.frames_at_once, settings.batch_utterances * settings.max_frames)
     rates = [0.5 ** min(i, e.pools) for i in range(e.blocks)]
     row = 4 * (e.width * (4 * e.expansion + 16) + e.heads * e.window)
     taught = 4 * count_parameters(teacher) if teacher else 0
@@ -198,3 +194,12 @@ def training_flop(config, frames, labels, nodes, teacher=None, logits_again=0.0)
         + again
         + sum(forward_flop(c, frames, labels, nodes) for c in networks)
     )
+
+
+def flop_of_utterances(config, teacher, frames, labels, settings):
+    """training_flop of each utterance: frames (n,), labels (n,) -> (n,); teacher: its configuration, or None."""
+    nodes = np.ceil(frames / config.encoder.reduction) * (labels + 1)  # (n,)
+    rows = chunk_rows(config.symbols, config.joint_width, teacher is not None)
+    rows = max(rows, settings.keep_mb * 2**20 / (4 * config.symbols))
+    again = np.maximum(0, 1 - rows / np.maximum(1, nodes))
+    return training_flop(config, frames, labels, nodes, teacher, again)

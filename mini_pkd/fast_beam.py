@@ -24,12 +24,16 @@ from numba import njit
 from .decode import BEAM, MAX_SYMBOLS, Hypothesis, TableModel, beam_search_readable
 from .ragged import row_starts
 from .search_checks import check_inputs, check_numbers, scores_not_finite
+from .stop_signal import raise_if
 
 # --- the search -----------------------------------------------------------------------------------
 
 
-def beam_search(model, enc, lengths, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=1):
-    """enc (sum T', J), lengths (B,) -> for each utterance its `n_best` Hypotheses, best first."""
+def beam_search(model, enc, lengths, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=1, stop=None):
+    """enc (sum T', J), lengths (B,) -> for each utterance its `n_best` Hypotheses, best first.
+
+    stop: a StopSignal, at which the search looks after each row; Interrupted when it is raised.
+    """
     lengths = check_inputs(enc, lengths, max_symbols, beam=beam, n_best=n_best)
     B = len(lengths)
     order = np.argsort(-lengths, kind="stable")  # longest first, so that those still running are a prefix
@@ -39,6 +43,7 @@ def beam_search(model, enc, lengths, beam=BEAM, max_symbols=MAX_SYMBOLS, n_best=
     results = [None] * B
     live = B
     for t in range(int(running[0]) + 1 if B else 0):
+        raise_if(stop)
         while live and running[live - 1] == t:  # this one has no row t: its beam is its answer
             live -= 1
             results[order[live]] = search.hypotheses(live, n_best)

@@ -127,26 +127,26 @@ def teaching_table(runs):
     tests = runs.tests()  # one list, or several that say nothing of all seeds together
     tests = {(t["a"], t["b"], t["set"]): t for t in tests[0]} if len(tests) == 1 else {}
 
-    def cells(a, b, show):
+    def cells(a, b, show, unit):
+        """a's WER relative to b's: 1.8 [1.5, 2.2] x, p = 0.0002"""
         for s in runs.test_sets:
             change, test = runs.relative(a, b, s), tests.get((a, b, s), {})
             if change is None:
                 yield DASH
                 continue
-            text = show(change)
-            if test.get("relative"):
-                text += f" [{', '.join(map(show, test['relative'][1:]))}]"
-            yield text + (f", p = {test['p']:.4f}" if test.get("p") is not None else "")
+            interval = f" [{', '.join(map(show, test['relative'][1:]))}]" if test.get("relative") else ""
+            p = f", p = {test['p']:.4f}" if test.get("p") is not None else ""
+            yield show(change) + interval + unit + p
 
     rows = []
     for stage in runs.stages:
         baseline = stage["baseline"]
         for student in dict.fromkeys((stage["progressive"], stage["direct"])):
-            against = cells(student, baseline, lambda change: f"{100 * change:+.1f} %")
+            against = cells(student, baseline, lambda change: f"{100 * change:+.1f}", " %")
             rows.append([size_cell(runs, student), f"{student} against {baseline}", *against])
-        times = cells(baseline, "T1", lambda change: f"{1 + change:.2f} x")
+        times = cells(baseline, "T1", lambda change: f"{1 + change:.2f}", " times")
         rows.append([size_cell(runs, baseline), f"{baseline} over T1", *times])
-    return ["params", "WER", *map(short_name, runs.test_sets)], rows
+    return ["params", "WER of", *map(short_name, runs.test_sets)], rows
 
 
 # --- the paper beside this run -------------------------------------------------------------------
@@ -190,3 +190,21 @@ def _tally(runs, found, pairs):
                 f"({beats} beyond noise; {worse} worse beyond noise)"
             )
     return ", ".join(parts) or DASH
+
+
+def verdicts(runs, found):
+    """The rule by which the findings were judged, and then the findings, one sentence each."""
+    tested = [f for f in found if f.verdict != "not tested"]
+    if tested:
+        rule, luck = "for this one seed", "not that of the training: another seed would give other models"
+        if runs.several:
+            rule, luck = "in the majority of the seeds, and in none the opposite", "not that of the training"
+        if runs.several and runs.pooled:
+            rule, luck = "when seeds and utterances are resampled", "and of the training as far as so few seeds tell"
+        yield (
+            f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
+            f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "
+            f"one in twenty would look like a difference by chance alone. The intervals cover the luck of the test "
+            f"set, {luck}."
+        )
+    yield "\n".join(f"- {f.sentence()}" for f in found) or "No two models to compare yet."

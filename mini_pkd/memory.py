@@ -1,6 +1,18 @@
-"""Keep memory that was freed: the next step of training wants it again."""
+"""Keep memory that was freed, because the next step of training wants it again; and how much there is."""
 
+import contextlib
 import ctypes
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+
+
+def anonymous_memory():
+    """Bytes of this process's memory that are no file's (maps of the feature store do not count); None if unknown."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = STATUS.read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon:")))
+    return None
 
 
 def keep_freed_memory():

@@ -8,6 +8,7 @@
 The features are computed once and kept on disk (feature_store.py); the second call takes a moment.
 """
 
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from . import UserError
 from .bpe import BPE, word_counts
 from .command import printable
 from .conformer import ConformerConfig
-from .corpus import collate, epoch_batches, usable_utterances
+from .corpus import collate, epoch_batches, pack, usable_utterances
 from .corpus_folder import Problem, find_parts, missing_roles, read_part
 from .feature_store import FeatureStore, estimate_normaliser
 from .features import Normaliser
@@ -68,6 +69,18 @@ class Part:
     def batch(self, indices):
         """The ragged Batch of these utterances."""
         return collate(self.store, indices, self.targets)
+
+    def sample(self, count, rng):
+        """A Part of `count` of its utterances, drawn by `rng`; 0, or more than there are: all of them."""
+        if not 0 < count < len(self.indices):
+            return self
+        return dataclasses.replace(self, indices=np.sort(rng.choice(self.indices, count, replace=False)))
+
+    def micro_batches(self, indices, max_frames):
+        """The same as Batches of at most max_frames frames each (a longer utterance alone); 0: all in one."""
+        if not max_frames:
+            return [self.batch(indices)]
+        return [self.batch(group) for group in pack(np.asarray(indices), self.store.lengths, max_frames, len(indices))]
 
     def batches(self, max_frames, max_utterances, **options):
         """Groups of indices; see corpus.epoch_batches."""

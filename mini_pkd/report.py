@@ -23,9 +23,9 @@ from pathlib import Path
 from .checkpoint import write_text_atomic
 from .command import Parser, command
 from .figures import draw_figures
-from .findings import findings, paper_beside_ours, teaching_table
+from .findings import findings, paper_beside_ours, teaching_table, verdicts
 from .results import read_runs, results_path
-from .tables import DASH, as_markdown, as_text, duration, model_cells, model_header, speakers_table, training_table
+from .tables import DASH, as_markdown, as_text, model_cells, model_header, run_facts, speakers_table, training_table
 
 
 def table1(runs, compact=False):
@@ -79,7 +79,7 @@ def write_report(folders, out=None):
 def report_text(runs, figures=(), remark=None):
     """report.md; figures (title, caption, images) and the remark why there are none come from draw_figures."""
     found = findings(runs)
-    parts = [f"# {runs.first['scale']}: multi-stage progressive compression of a conformer transducer", _facts(runs)]
+    parts = [f"# {runs.first['scale']}: multi-stage progressive compression of a conformer transducer", run_facts(runs)]
     if missing := [name for name in runs.names() if not runs.finished(name)]:
         parts.append(f'Not there yet, shown as "{DASH}": {", ".join(missing)}.')
     spread = "in parentheses the range of the seeds" if runs.several else "in brackets 95 % bootstrap intervals"
@@ -92,15 +92,17 @@ def report_text(runs, figures=(), remark=None):
     )
     parts += ["## Table 1: progressive, direct, baseline", caption, as_markdown(*table1(runs))]
     parts += ["## Table 2: one stage from T1, higher and higher compression", as_markdown(*table2(runs))]
-    parts += [
-        "## Table 3: what a teacher is worth, and what smallness costs without one",
-        as_markdown(*teaching_table(runs)),
-    ]
+    worth = (
+        "The WER of a taught student relative to that of the untaught one of its size, negative is better, and the WER "
+        "of the untaught one in multiples of T1's; in brackets 95 % intervals, p of the paired test."
+    )
+    parts += ["## What a teacher is worth, and what size is worth without one", worth]
+    parts.append(as_markdown(*teaching_table(runs)))
     for title, caption, images in figures:
         parts += [f"## {title}", caption, *(f"![{alt}]({path.name})" for path, alt in images)]
     if remark:
         parts += ["## Figures 1, 2 and 3", remark]
-    parts += ["## What the numbers say", *_verdicts(runs, found)]
+    parts += ["## What the numbers say", *verdicts(runs, found)]
     parts += ["## The paper beside this run", as_markdown(*paper_beside_ours(runs, found))]
     parts.append(
         "The paper's numbers are for LibriSpeech, 128 M parameters and 10026 units (arXiv 2210.00169); changes are "
@@ -113,39 +115,6 @@ def report_text(runs, figures=(), remark=None):
         if rows:
             parts += [f"## {title}", as_markdown(header, rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def _facts(runs):
-    """Seed, command, machine, time: what it takes to run this again."""
-    seeds = f"mean over {len(runs.seeds)} seeds ({', '.join(map(str, runs.seeds))})"
-    facts = [seeds if runs.several else f"seed {runs.first['seed']}"]
-    for key, quote in (("command", "`"), ("machine", "")):
-        if runs.first.get(key):  # a command may name a path that is no valid UTF-8, but report.md is UTF-8
-            line = " ".join(runs.first[key].split()).encode("utf-8", "backslashreplace").decode("utf-8")
-            facts.append(f"{quote}{line}{quote}")
-    times = [r["seconds"] for r in runs.results if r.get("seconds") is not None]
-    if times:
-        whose = "all models of all seeds" if runs.several else "all models"
-        facts.append(f"{duration(sum(times))} of training and decoding, added up over {whose}")
-    return "; ".join(facts) + "."
-
-
-def _verdicts(runs, found):
-    """The rule by which the findings were judged, and then the findings, one sentence each."""
-    tested = [f for f in found if f.verdict != "not tested"]
-    if tested:
-        rule, luck = "for this one seed", "not that of the training: another seed would give other models"
-        if runs.several:
-            rule, luck = "in the majority of the seeds, and in none the opposite", "not that of the training"
-        if runs.several and runs.pooled:
-            rule, luck = "over seeds and utterances", "and that of the training, as far as so many seeds show it"
-        yield (
-            f"A model beats another (or is worse) when the paired 95 % bootstrap interval of the difference of their "
-            f"WERs leaves out zero {rule}; else the two are equal within noise. Of these {len(tested)} comparisons "
-            f"one in twenty would look like a difference by chance alone. The intervals cover the luck of the test "
-            f"set, {luck}."
-        )
-    yield "\n".join(f"- {f.sentence()}" for f in found) or "No two models to compare yet."
 
 
 @command("report")

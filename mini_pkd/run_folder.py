@@ -3,14 +3,17 @@
     config.json             all settings of the run, which must not change, and the history of the few that may
     vocabulary.json         the BPE
     skipped.txt             utterances that were left out, and why
-    <MODEL>/training.npz    the state of a training that has not ended (training_state.py)
-    <MODEL>/                model.npz, log.csv, decoded test-*.txt, result.json (written last: the model is finished)
+    <MODEL>/training*.npz   the last two states of a training that has not ended (training_state.py)
+    <MODEL>/*.partial.json  what is decoded of a test set, until the model is finished (partial_transcript.py)
+    <MODEL>/log.csv         a line per epoch; and in steps.csv one every few minutes
+    <MODEL>/                model.npz, decoded test-*.txt, result.json (written last: the model is finished)
     results.json            every number of the tables
     lock                    one process at a time (lock.py)
 
 Each of them is replaced as a whole or not at all (checkpoint.py), and checked when it is read (records.py).
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -24,6 +27,7 @@ from .model_file import load_model
 from .prepared_corpus import TEST_SETS
 from .records import COUNT, WORD, Each, Leaf, between, read_record
 from .threads import usable_cores
+from .training_state import state_files
 
 AMOUNT = between(0, 1e15)
 
@@ -118,11 +122,14 @@ class RunFolder:
     def model_file(self, name):
         return self.path / name / "model.npz"
 
-    def state_file(self, name):
-        return self.path / name / "training.npz"
+    def state_files(self, name):
+        return state_files(self.path / name)
 
     def text_file(self, name, test_set):
         return self.path / name / f"{test_set}.txt"
+
+    def partial_file(self, name, test_set):
+        return self.path / name / f"{test_set}.partial.json"
 
     def result_file(self, name):
         return self.path / name / "result.json"
@@ -152,6 +159,9 @@ class RunFolder:
         before = read_record(path, shape, "choose another --out, or delete that folder")
         history = before.pop("history") or []
         before = _flatten(before)
+        for field in dataclasses.fields(self.scale.settings):  # an older version had what is the default of a new one
+            if before.get(f"settings.{field.name}") is None and field.default is not dataclasses.MISSING:
+                before[f"settings.{field.name}"] = field.default
         different = {key: before.get(key) for key, value in _flatten(config).items() if before.get(key) != value}
         trained = [name for name in self.models if self.trained(name)]
         untrained = [name for name in self.models if name not in trained]
@@ -242,8 +252,8 @@ class RunFolder:
         for name in self.models:
             if name in needed and self.trained(name):
                 self.load(name)
-            elif name in needed and self.state_file(name).exists():
-                checkpoint.load(self.state_file(name))
+            elif name in needed:
+                checkpoint.load_newest(self.state_files(name), headers_only=True)  # training reads the rest of it
 
     # --- results ----------------------------------------------------------------------------------
 

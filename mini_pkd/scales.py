@@ -100,12 +100,20 @@ class Settings:
     max_mel_warp: float = 0.0  # how far the mel axis is stretched or compressed, as a fraction of it
     max_channel_db: float = 0.0  # largest gain or loss of a smooth random filter
     max_noise: float = 0.0  # largest power of a noise floor over the utterance's: 0.1 is 10 dB below it
-    dev_every: int = 1  # epochs from one dev score to the next
+    dev_every: int = 1  # epochs from one dev score to the next,
+    dev_updates: int = 0  # and within an epoch updates; 0: at its end only
+    dev_utterances: int = 0  # utterances of the dev set that are scored, drawn once; 0: all
+    microbatch_frames: int = 0  # frames that are in memory at a time, parts of a batch; 0: all of it
     keep_mb: int = KEEP_BYTES // 2**20  # MiB of logits kept rather than computed twice (lattice_walk.py)
     checkpoint_minutes: float = 5.0  # between two saved states of a training
     beam: int = 8  # hypotheses that the search keeps on the test sets
     max_symbols: int = MAX_SYMBOLS  # most symbols per encoder row in decoding
     feature_type: str = "float32"  # float16 halves the feature store
+
+    @property
+    def frames_at_once(self):
+        """Most frames of one pass through the network."""
+        return self.microbatch_frames or self.batch_frames
 
     def spec_augment(self):
         """The SpecAugment policy of these settings."""
@@ -163,14 +171,14 @@ EXPERIMENT_2 = (
 TINY = Scale(
     "tiny",
     Settings(
-        data="data_small/numbers", vocab_size=64, epochs=33, dev_every=6,
+        data="data_small/numbers", vocab_size=64, epochs=20, dev_every=4,
         batch_utterances=8, batch_frames=4000, max_frames=1200,
-        peak_rate=3e-3, warmup_steps=300, max_warp_fraction=0.15,
+        peak_rate=2e-3, warmup_steps=300, clip=1.0, max_warp_fraction=0.15,
     ),
     {
         "T1": Size(3, 96, 4, 16, 8, 2, 112, 1, 128),
-        "79": Size(3, 64, 4, 16, 8, 2, 96, 1, 96),
-        "61": Size(3, 40, 4, 16, 8, 2, 48, 1, 48),
+        "79": Size(3, 48, 4, 16, 8, 2, 64, 1, 64),
+        "61": Size(3, 24, 4, 16, 8, 2, 32, 1, 32),
     },
     (EXPERIMENT_1[:2],),
 )
@@ -197,7 +205,8 @@ FULL = Scale(
     "full",
     Settings(
         data="LibriSpeech", vocab_size=10026, epochs=40, curriculum_epochs=1, keep_mb=256, checkpoint_minutes=20.0,
-        batch_utterances=64, batch_frames=80000, max_frames=3600,
+        dev_updates=2000, dev_utterances=500,
+        batch_utterances=64, batch_frames=80000, microbatch_frames=8000, max_frames=3600,
         peak_rate=1e-4, warmup_steps=10000,
         max_time=100, max_time_fraction=0.05, freq_masks=2, max_freq=8,
     ),

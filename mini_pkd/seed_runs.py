@@ -12,6 +12,7 @@ that a run which is stopped has whole seeds to show; while a model waits for its
 import contextlib
 import functools
 import json
+import sys
 
 import numpy as np
 
@@ -71,7 +72,8 @@ def run(cascades, only=None, jobs=1, arguments=(), memory=None):
 
 def _make(todo, cascades, corpus, jobs, arguments):
     """Train, decode and score all of `todo`, pairs of a Cascade and a Model."""
-    label = f"{len(todo)} models" if cascades[0].progress and len(todo) > 1 else None
+    several = cascades[0].progress and len(todo) > 1 and sys.stderr.isatty()  # a log has a line for each model anyway
+    label = f"{len(todo)} models" if several else None
     place = jobs if jobs > 1 else None  # below the bars of the processes
     with (
         StopSignal() as stop,

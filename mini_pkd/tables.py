@@ -156,3 +156,18 @@ def as_text(header, rows):
 def as_markdown(header, rows):
     lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
     return "\n".join(lines)
+
+
+def run_facts(runs):
+    """Seed, command, machine, time: what it takes to run this again."""
+    seeds = f"mean over {len(runs.seeds)} seeds ({', '.join(map(str, runs.seeds))})"
+    facts = [seeds if runs.several else f"seed {runs.first['seed']}"]
+    for key, quote in (("command", "`"), ("machine", "")):
+        if runs.first.get(key):  # a command may name a path that is no valid UTF-8, but report.md is UTF-8
+            line = " ".join(runs.first[key].split()).encode("utf-8", "backslashreplace").decode("utf-8")
+            facts.append(f"{quote}{line}{quote}")
+    times = [r["seconds"] for r in runs.results if r.get("seconds") is not None]
+    if times:
+        whose = "all models of all seeds" if runs.several else "all models"
+        facts.append(f"{duration(sum(times))} of training and decoding, added up over {whose}")
+    return "; ".join(facts) + "."

@@ -1,7 +1,9 @@
 """The one training loop: RNN-T alone, or RNN-T + KL when a teacher is given.
 
     for each epoch, for each batch:   augment features -> encoder, predictor -> lattice loss -> backward -> Adam
-    after every dev_every epochs:     loss and greedy WER of the dev set; the weights with the lowest WER are kept
+    a batch too large for the memory: all up to backward micro-batch by micro-batch, which adds up to the same gradient
+    after every dev_every epochs, and every dev_updates updates:
+                                      loss and greedy WER of the dev set; the weights with the lowest WER are kept
 
 The teacher, when there is one, sees the same masked features and runs without dropout and without the tape.  Test sets
 are never used here.
@@ -11,16 +13,14 @@ dropout of the step.  What was drawn before does not matter, so a run that was k
 bits as one that was not, with the same number of threads (with another, sums may be rounded differently).
 
 Left out: what a stopped training must remember, and when it has diverged (training_state.py); where batches with
-labels come from (`Part` in prepared_corpus.py).
+labels come from (`Part` in prepared_corpus.py), in which order (plan.py); the progress bar (progress.py).
 """
 
 import functools
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from . import UserError, wer
 from .decode import greedy
@@ -28,10 +28,12 @@ from .lattice_kl import distillation_loss
 from .layers import NO_DROPOUT, DropoutKeys
 from .memory import keep_freed_memory
 from .optimizer import Adam, learning_rate
+from .plan import Plan
+from .progress import Progress
 from .rnnt_loss import rnnt_loss
 from .seeds import generator
 from .specaugment import spec_augment
-from .stop_signal import Interrupted
+from .stop_signal import raise_if
 from .tensor import no_grad
 from .training_state import TrainingState
 
@@ -56,32 +58,47 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     )  # fmt: skip
 
 
-def train_step(model, teacher, batch, normaliser, adam, rate, settings, draw, epoch, step):
-    """One update -> (loss, RNN-T and KL, means over the batch; norm of the gradient).
+def add_gradient(model, teacher, batch, normaliser, share, settings, draw, epoch, step, part=0):
+    """Add a micro-batch's part of the gradient; returns its parts of loss, RNN-T and KL (3,), not finite if they are.
 
-    None if the loss or its gradient is not finite: then no weight was changed.
-    `draw(what, *when)` is the generator of these random numbers.
+    share     of the update's utterances that it holds: its mean has this weight in the mean of the whole batch
+    `draw(what, *when)` is the generator of these random numbers; `part` counts the micro-batches of the update.
     """
     masks = [draw("masks", epoch, i) for i in batch.ids]
     features = spec_augment(batch.features, batch.lengths, masks, settings.spec_augment(), normaliser)
-    dropout = DropoutKeys(settings.dropout, draw("dropout", step))
+    dropout = DropoutKeys(settings.dropout, draw("dropout", step, *([part] if part else [])))
     loss, rnnt, kl = lattice_loss(model, teacher, batch, features, settings, dropout)
-    if not math.isfinite(loss.data):
-        return None
-    loss.backward()
+    if math.isfinite(loss.data):
+        loss.backward(share)
+    return share * np.array([loss.data, rnnt.mean(), kl.mean()])
+
+
+def train_step(model, teacher, parts, normaliser, adam, rate, settings, draw, epoch, step, stop=None):
+    """One update from a batch in parts, which no layer notices -> (loss, RNN-T and KL, means over it; gradient's norm).
+
+    None if the loss or its gradient is not finite, Interrupted between two parts: then no weight was changed.
+    """
+    utterances, means = sum(len(batch.ids) for batch in parts), np.zeros(3)
+    for part, batch in enumerate(parts):
+        if part:
+            raise_if(stop)
+        share = len(batch.ids) / utterances
+        means += add_gradient(model, teacher, batch, normaliser, share, settings, draw, epoch, step, part)
+        if not math.isfinite(means[0]):
+            adam.gradients[:] = 0
+            return None
     norm = adam.step(rate)
-    if not math.isfinite(norm):
-        return None
-    return float(loss.data), float(rnnt.mean()), float(kl.mean()), norm
+    return (*means.tolist(), norm) if math.isfinite(norm) else None
 
 
 # --- the dev set ----------------------------------------------------------------------------------
 
 
-def evaluate(model, part, bpe, settings):
+def evaluate(model, part, bpe, settings, stop=None):
     """-> (mean RNN-T loss per utterance, greedy WER) of a dev set; both are inf when a loss is not finite."""
     losses, references, hypotheses = [], {}, {}
-    for indices in part.batches(settings.batch_frames, 32, shuffle=False):
+    for indices in part.batches(settings.frames_at_once, 32, shuffle=False):
+        raise_if(stop)
         batch = part.batch(indices)
         with no_grad():
             inputs, lengths = model.lattice_inputs(batch, batch.features)
@@ -102,12 +119,12 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
           slot=None):  # fmt: skip
     """Train `model` in place to its best dev weights; returns {"updates", "seconds", "best_dev_wer", ...}.
 
-    folder    gets training.npz (the state, replaced now and then) and log.csv (a line per epoch)
+    folder    gets training.npz (the state, replaced now and then), log.csv (a line per epoch) and steps.csv
     name      of the model; `seed` and `name` decide its random numbers
     teacher   a Transducer over the same symbols, or None
     stop      a StopSignal; once it is raised, the state is saved and Interrupted is raised
     slot      the line of the progress bar, when several models train side by side
-    Raises Diverged when several losses or gradients in a row are not finite; only another peak_rate leads on.
+    Raises Diverged when losses are not finite again and again (training_state.py); only a lower peak_rate leads on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,46 +133,33 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
         raise UserError(
             f"{name} has {symbols} symbols and its teacher {teacher.config.symbols}; give both one vocabulary."
         )
-    epoch_batches = [
-        train_part.batches(
-            settings.batch_frames, settings.batch_utterances, seed=seed, epoch=epoch,
-            curriculum_epochs=settings.curriculum_epochs,
-        )
-        for epoch in range(settings.epochs)
-    ]  # fmt: skip
-    total = sum(map(len, epoch_batches))
-    draw = functools.partial(generator, seed, name)
+    dev_part = dev_part.sample(settings.dev_utterances, generator(seed, "dev"))
+    plan = Plan(train_part, settings, seed, model, teacher)
+    draw, normaliser = functools.partial(generator, seed, name), train_part.store.normaliser
     adam = Adam(model, settings.clip)
     state = TrainingState(adam, folder, name, settings.peak_rate)
     state.restore()
     keep_freed_memory()  # only now: the memory whose contents Adam has copied may go back to the system
-    bar = tqdm(
-        total=total, initial=state.step, desc=name, unit="batch", disable=not progress, position=slot, leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True, smoothing=0.1,
-    )  # fmt: skip
-    with bar:
+    look = functools.partial(state.look, functools.partial(evaluate, model, dev_part, bpe, settings, stop))
+    with Progress(plan, state, folder, progress, slot) as shown, state.saved_when_interrupted():
         for epoch in range(state.epoch, settings.epochs):
-            for indices in epoch_batches[epoch][state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
+            for indices in plan.batches(epoch)[state.done_in_epoch :]:  # done_in_epoch > 0: it was stopped here
+                if state.look_is_due(settings.dev_updates):
+                    state.log(*look())
                 step = state.step + 1
-                rate = learning_rate(step, total, settings.peak_rate, settings.warmup_steps, settings.floor_rate)
-                batch, normaliser = train_part.batch(indices), train_part.store.normaliser
-                means = train_step(model, teacher, batch, normaliser, adam, rate, settings, draw, epoch, step)
+                rate = learning_rate(step, plan.updates, state.rate, settings.warmup_steps, settings.floor_rate)
+                parts, normaliser = (
+                    train_part.micro_batches(indices, settings.microbatch_frames),
+                    train_part.store.normaliser,
+                )
+                means = train_step(model, teacher, parts, normaliser, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)
-                bar.update()
-                bar.set_postfix(epoch=epoch + 1, loss=f"{state.smooth_loss:.2f}", refresh=False)
-                if stop is not None and stop.raised:
-                    state.save()
-                    raise Interrupted
+                shown.step(indices, means, rate)
+                raise_if(stop)
                 state.save_every(settings.checkpoint_minutes)
 
-            dev_loss = dev_wer = None
-            if epoch + 1 == settings.epochs or (epoch + 1) % settings.dev_every == 0:
-                dev_loss, dev_wer = evaluate(model, dev_part, bpe, settings)
-                if not math.isfinite(dev_loss):
-                    state.diverge()
-                if [dev_wer, dev_loss] < state.best:  # among equal WERs the lower loss
-                    state.keep_best(dev_loss, dev_wer)
-            state.end_epoch(dev_loss, dev_wer)
+            due = epoch + 1 == settings.epochs or (epoch + 1) % settings.dev_every == 0
+            state.end_epoch(*look() if due or state.look_is_due(settings.dev_updates) else (None, None))
     return state.finish()
 
 

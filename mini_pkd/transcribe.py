@@ -15,7 +15,6 @@ product of 2 rows and one of 200; two hypotheses of nearly equal probability cou
 the text so far may still change; a greedy one (--beam 1) only grows.
 """
 
-import argparse
 import sys
 from contextlib import nullcontext
 
@@ -23,9 +22,9 @@ import numpy as np
 
 from . import UserError
 from .audio_pieces import audio_pieces, refuse_special_file
-from .command import Parser, command, complain
+from .command import command, complain
 from .conformer import EncoderStream
-from .decode import BEAM, MAX_BEAM, MAX_SYMBOLS, GreedyStream, Hypothesis, greedy
+from .decode import BEAM, MAX_SYMBOLS, GreedyStream, Hypothesis, greedy
 from .fast_beam import BeamStream, beam_search
 from .features import SAMPLE_RATE, SHIFT, WINDOW, StreamingMFCC, mfcc
 from .model_file import load_model
@@ -34,9 +33,8 @@ from .ragged import Batch
 from .rnnt_loss import log_probs
 from .stop_signal import StopSignal
 from .tensor import Tensor, no_grad
+from .transcribe_options import read_options
 
-PIECE_MS = 160  # two encoder rows
-MAX_PIECE_MS = 3_600_000  # an hour
 WHOLE = SAMPLE_RATE * 10  # samples read at a time without --stream
 
 
@@ -142,7 +140,7 @@ class RecogniserStream:
 
 @command("transcribe")
 def main(arguments=None):
-    options = _parse(arguments)
+    options = read_options(arguments)
     status = 0
     refuse_special_file(options.model, "name a model.npz.")
     recogniser = Recogniser.load(options.model, options.beam)
@@ -173,42 +171,6 @@ def _listen(recogniser, name, options):
     found = stream.finish_n_best(options.n_best)
     line.clear()
     return found
-
-
-def _parse(arguments):
-    parser = Parser(
-        "transcribe",
-        description="Speech to text.  Prints a line `FILE TEXT` for every file.",
-        epilog="""\
-examples, with a model that `python -m mini_pkd.cascade` has trained:
-  transcribe two files          %(prog)s runs/tiny/T1/model.npz a.flac b.wav
-  watch it listen               %(prog)s --stream runs/tiny/T1/model.npz a.flac
-  the five best guesses         %(prog)s --n-best 5 runs/tiny/T1/model.npz a.flac
-  from a microphone (Ctrl-C ends the sentence)
-          arecord -f S16_LE -r 16000 -t raw | %(prog)s --stream runs/tiny/T1/model.npz -
-
-Files may be anything that soundfile reads (.wav, .flac, .ogg, .opus), one channel, any usual sample rate.
-If one cannot be read, stderr says why, the others are still transcribed, and the exit status is 1.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    files = "audio; `-` is stdin, a WAV or raw mono int16 samples at 16 kHz"
-    stream = "feed the audio in pieces and show the text as it grows, ending in ..."
-    piece_ms = f"length of a piece with --stream, in milliseconds (default: {PIECE_MS}); the final text is the same"
-    beam = f"hypotheses to keep (default: {BEAM}, at most {MAX_BEAM}); 1 is greedy search: faster, a little worse"
-    n_best = "print the N best, as `FILE RANK LOG_PROBABILITY TEXT`; N at most the beam"
-    parser.add_argument("model", metavar="MODEL.npz", help="a model.npz in a run's folder, one per model")
-    parser.add_argument("files", nargs="+", metavar="FILE", help=files)
-    parser.add_argument("--stream", action="store_true", help=stream)
-    parser.add_argument("--piece-ms", type=int, default=PIECE_MS, metavar="MS", help=piece_ms)
-    parser.add_argument("--beam", type=int, default=BEAM, metavar="N", help=beam)
-    parser.add_argument("--n-best", type=int, default=1, metavar="N", help=n_best)
-    options = parser.parse_intermixed_args(arguments)
-    for name, most in (("piece_ms", MAX_PIECE_MS), ("beam", MAX_BEAM), ("n_best", MAX_BEAM)):
-        if not 1 <= (value := getattr(options, name)) <= most:
-            parser.error(f"--{name.replace('_', '-')} must be from 1 to {most}, not {value}")
-    if options.n_best > options.beam:
-        parser.error(f"--n-best {options.n_best} needs a --beam of at least {options.n_best}")
-    return options
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from mini_pkd import cascade, checkpoint, results, train
+from mini_pkd import cascade, checkpoint, results
 from mini_pkd.prepared_corpus import REPOSITORY
 from mini_pkd.scales import TINY
+from mini_pkd.stop_signal import Interrupted
 
 MODELS = {"T1": None, "S1": "T1", "B1": None, "S2": "T1", "S3": "S1", "B2": None}  # name: teacher
 PARTS = {"train": 12, "dev": 4, "test-clean": 4, "test-other": 3}
@@ -140,6 +141,6 @@ def unfinished_state(out, data, name):
     """The training.npz of a model that was stopped after a step."""
     settings = [word for word in words_of(data, out) if "=" in word]
     run = cascade.Cascade(TINY.override(settings), data, out, progress=False)
-    with pytest.raises(train.Interrupted):
+    with pytest.raises(Interrupted):
         run.train_model(run.models[name], run.prepare(), types.SimpleNamespace(raised=True))
     return out / name / "training.npz"

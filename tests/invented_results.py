@@ -1,10 +1,12 @@
 """Invented results for the tests of the report: numbers that a reader can compute in the head."""
 
+import dataclasses
 import json
 
-from mini_pkd.scales import SMALL
+from mini_pkd.scales import EXPERIMENT_1, SMALL, TINY
 
 SETS = ["test-clean", "test-other"]
+TWO_STAGES, THREE_STAGES = (dataclasses.replace(TINY, experiments=(EXPERIMENT_1[:n],)) for n in (2, 3))
 
 
 def make_results(scale=SMALL, seed=0, drop=(), paired=True):
@@ -36,7 +38,7 @@ def make_results(scale=SMALL, seed=0, drop=(), paired=True):
     tests = []
     for stages in scale.experiments:
         for stage in stages:
-            for a, b in ((stage.progressive, stage.baseline), (stage.progressive, "T1")):
+            for a, b in ((stage.progressive, stage.baseline), (stage.progressive, "T1"), (stage.baseline, "T1")):
                 for s in SETS:
                     if a in rates and b in rates:
                         d = rates[a][s] - rates[b][s]
@@ -67,7 +69,32 @@ def make_results(scale=SMALL, seed=0, drop=(), paired=True):
         ],
         "models": models,
         "paired": tests if paired else [],
+        "speakers": [
+            {
+                "set": "test-other",
+                "speaker": name,
+                "words": 100 + i,
+                "wer": {m: rate["test-other"] + i / 100 for m, rate in rates.items()},
+            }
+            for i, name in enumerate(("kal", "pico|1"))
+        ],
     }
+
+
+def make_pooled(scale=SMALL, seeds=(0, 1, 4), **options):
+    """... and as the cascade pools them: means, intervals of 2 and 3 points, differences that seeds repeat."""
+    runs = [make_results(scale, seed, **options) for seed in seeds]
+    models, paired = [], []
+    for same in zip(*(run["models"] for run in runs), strict=True):
+        wer = {s: sum(m["wer"][s] for m in same) / len(same) for s in SETS}
+        ci = {"test-clean": [wer["test-clean"] - 0.02, wer["test-clean"] + 0.03],
+              "test-other": [wer["test-other"] - 0.03, wer["test-other"] + 0.03]}  # fmt: skip
+        models.append({**same[0], "wer": wer, "wer_ci95": ci, "ser_ci95": ci, "seeds": list(seeds)})
+    for same in zip(*(run["paired"] for run in runs), strict=True):
+        d = sum(t["difference"] for t in same) / len(same)
+        test = {**same[0], "difference": d, "low": d - 0.009, "high": d + 0.009, "relative": [0.1, -0.05, 0.25]}
+        paired.append({**test, "differences": {str(s): t["difference"] for s, t in zip(seeds, same, strict=True)}})
+    return {"scale": scale.name, "seeds": list(seeds), "models": models, "paired": paired, "runs": runs}
 
 
 def write(folder, results):

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mini_pkd import UserError
-from mini_pkd.bpe import BPE, MARKER, learn_merges_readable
+from mini_pkd.bpe import BPE, MARKER, learn_merges, learn_merges_readable
 
 
 def random_counts(seed):
@@ -51,7 +51,7 @@ def test_fast_equals_readable_equals_oracle(seed):
     counts = random_counts(seed)
     smallest = len({c for word, n in counts.items() if n for c in word}) + 2  # + marker + blank
     size = smallest + random.Random(seed).choice([0, 1, 5, 30, 1000])
-    fast = BPE.train(counts, size)
+    fast = BPE.train(counts, size, learn=learn_merges)  # of fast_bpe.py
     readable = BPE.train(counts, size, learn=learn_merges_readable)
     assert fast == readable
     assert fast.counts == readable.counts

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from chirps import MODELS, SETTINGS, refusal, results_of, snapshot, unfinished_state, untrain, weights, words_of
 
-from mini_pkd import cascade, checkpoint, wer
+from mini_pkd import cascade, checkpoint, score_models, wer
 from mini_pkd.corpus_folder import read_part
 from mini_pkd.model_file import load_model
 from mini_pkd.scales import TINY, count_parameters
+from mini_pkd.stop_signal import Interrupted
 from mini_pkd.transcript_file import read_transcript
 
 # --- a whole run ----------------------------------------------------------------------------------
@@ -98,6 +99,36 @@ def test_trained_but_killed_before_the_score(copy, data, finished):
     assert old | {"decoding_seconds": 0} == new | {"decoding_seconds": 0}
 
 
+def test_a_stop_in_decoding_keeps_what_is_decoded(copy, data, finished, monkeypatch):
+    (copy / "S2" / "result.json").unlink()
+    real, calls = score_models.beam_search, []
+
+    def beam_search(*arguments):
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise Interrupted  # what the search does when a signal has come
+        return real(*arguments)
+
+    monkeypatch.setattr(score_models, "beam_search", beam_search)
+    assert cascade.main(words_of(data, copy)) == 130
+    assert calls == [4, 3] and (copy / "S2" / "test-clean.partial.json").exists()
+    assert cascade.main(words_of(data, copy)) == 0
+    assert calls == [4, 3, 3]  # test-clean is not decoded again
+    old, new = (json.loads((out / "S2" / "result.json").read_text()) for out in (finished, copy))
+    assert old | {"decoding_seconds": 0} == new | {"decoding_seconds": 0} and not list(copy.rglob("*.partial.json"))
+
+
+def test_max_hours_is_a_stop_in_time(data, finished):
+    """It would take minutes; the half-trained model is there, and no result."""
+    out = finished.parent / "max-hours"
+    words = words_of(data, out, "--only", "B2", settings=[*SETTINGS, "epochs=4000"])
+    assert cascade.main([*words, "--max-hours", str(4 / 3600)]) == 130
+    _, before = checkpoint.load(out / "B2" / "training.npz")
+    assert cascade.main([*words, "--max-hours", str(4 / 3600)]) == 130
+    _, after = checkpoint.load(out / "B2" / "training.npz")
+    assert 0 < before["step"] < after["step"] < 12000 and not (out / "B2" / "result.json").exists()
+
+
 def test_results_and_report_are_written_anew_when_damaged(copy, data, finished):
     (copy / "results.json").write_text("{")
     (copy / "report.md").unlink()
@@ -117,8 +148,8 @@ def test_another_seed_gives_other_weights(data, finished):
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch, capfd, jobs):
     """... and trains nothing; killed on the way, with --only, and back again: a table never mixes beams."""
-    beams, real, real_score = [], cascade.beam_search, wer.score
-    monkeypatch.setattr(cascade, "beam_search", lambda *a: beams.append(a[3]) or real(*a))
+    beams, real, real_score = [], score_models.beam_search, wer.score
+    monkeypatch.setattr(score_models, "beam_search", lambda *a: beams.append(a[3]) or real(*a))
     trained = {p: p.stat().st_mtime_ns for p in copy.glob("*/model.npz")}
 
     def score(*texts):
@@ -127,7 +158,7 @@ def test_another_beam_decodes_everything_again(copy, data, finished, monkeypatch
         return real_score(*texts)
 
     with monkeypatch.context() as patch:  # stopped in the third model, after its second test set
-        patch.setattr(cascade.wer, "score", score)
+        patch.setattr(score_models.wer, "score", score)
         assert cascade.main(words_of(data, copy, "beam=1")) == 130
     assert [m["name"] for m in results_of(copy)["models"]] == ["T1", "S1"]
     assert not (copy / "B1" / "result.json").exists()  # half of its texts are of the new beam
@@ -154,23 +185,24 @@ def test_a_training_that_diverges_goes_on_with_a_lower_rate(copy, data, capfd, j
     """The message names the command; what was trained with which rate is written down."""
     untrain(copy, "S3", "B2")
     arrays, meta = checkpoint.load(unfinished_state(copy, data, "B2"))
-    checkpoint.save(copy / "B2" / "training.npz", arrays, meta | {"bad_in_a_row": 5})  # as after five bad steps
+    meta["peak_rates"].append([2, 0.002 / 2**4])  # as after five bad steps with the fifth rate
+    checkpoint.save(copy / "B2" / "training.npz", arrays, meta | {"bad_in_a_row": 5, "roll_backs": 4})
     command = words_of(data, copy, "--jobs", jobs)
     capfd.readouterr()
     assert cascade.main(command) == 1
     err = capfd.readouterr().err
-    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=0.0015\n"
+    advice = f"best weights so far: python -m mini_pkd.cascade {shlex.join(command)} peak_rate=6.25e-05\n"
     assert "B2 has diverged: at step 1 " in err and advice in err and "Traceback" not in err
     assert (copy / "S3" / "result.json").exists()
 
     command = shlex.split(err[err.index("-m mini_pkd.cascade ") :].splitlines()[0])[2:]
     assert cascade.main(command) == 0
-    assert "peak_rate falls from 0.003 to 0.0015 for B2" in capfd.readouterr().out
+    assert "peak_rate falls from 0.002 to 6.25e-05 for B2" in capfd.readouterr().out
     rates = {m["name"]: m["peak_rates"] for m in results_of(copy)["models"]}
-    assert rates == dict.fromkeys(MODELS, [[1, 0.003]]) | {"B2": [[1, 0.003], [2, 0.0015]]}
+    assert rates == dict.fromkeys(MODELS, [[1, 0.002]]) | {"B2": [[1, 0.002], [2, 0.000125], [2, 6.25e-05]]}
     config = json.loads((copy / "config.json").read_text())
-    assert config["settings"]["peak_rate"] == 0.0015
+    assert config["settings"]["peak_rate"] == 6.25e-05
     others = [name for name in MODELS if name != "B2"]
-    assert config["history"] == [{"before": {"settings.peak_rate": 0.003}, "trained": others}]
+    assert config["history"] == [{"before": {"settings.peak_rate": 0.002}, "trained": others}]
     untrain(copy, "B2")
-    assert "other settings (peak_rate=0.0015)" in refusal(capfd, words_of(data, copy))  # up again: no
+    assert "other settings (peak_rate=6.25e-05)" in refusal(capfd, words_of(data, copy))  # up again: no

@@ -433,6 +433,44 @@ def test_the_bytes_are_synced_before_the_rename(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
+def test_the_version_before_is_kept(tmp_path, monkeypatch):
+    """... at every instant: killed between the two renames, it is the only one."""
+    newer, older = paths = [tmp_path / "m", tmp_path / "m.before"]
+    assert checkpoint.load_newest(paths) is None
+    for step in (1, 2, 3):
+        checkpoint.save(newer, {"w": np.full(3, step)}, {"step": step}, keep=older)
+        assert checkpoint.load_newest(paths)[1] == {"step": step}
+    assert checkpoint.load(older)[1] == {"step": 2} and sorted(os.listdir(tmp_path)) == ["m", "m.before"]
+    renames, replace = [], os.replace
+
+    def killed(source, to):
+        renames.append(to)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(newer, {"w": np.full(3, 4)}, {"step": 4}, keep=older)
+    assert renames == [older, newer] and checkpoint.load_newest(paths)[1] == {"step": 3}
+
+
+def test_the_newest_that_is_whole(tmp_path):
+    newer, older = paths = [tmp_path / "m", tmp_path / "m.before"]
+    for step in (1, 2):
+        checkpoint.save(newer, {"w": np.full(100, step)}, {"step": step}, keep=older)
+    whole, told = newer.read_bytes(), []
+    newer.write_bytes(whole[:-100])
+    for headers_only in (False, True):
+        arrays, meta = checkpoint.load_newest(paths, told.append, headers_only)
+        assert meta == {"step": 1} and bool(arrays) != headers_only
+    assert [line.partition(" is damaged or cut short")[0] for line in told] == [f"the checkpoint {newer}"] * 2
+    assert told[0].endswith(": going on from the one before it, m.before")
+    older.write_bytes(b"PK")
+    with pytest.raises(UserError, match="m is damaged"):
+        checkpoint.load_newest(paths)
+
+
 def test_text(tmp_path):
     text = "line\r\n▁ THE\n\n"
     checkpoint.write_text_atomic(tmp_path / "t", text)

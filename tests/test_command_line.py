@@ -94,6 +94,7 @@ def test_every_setting_can_be_set():
         (["peak_rate=0"], "peak_rate must be above 0"),
         (["max_time_fraction=1.5"], "max_time_fraction must be at most 1"),
         (["max_frames=5000", "batch_frames=4000"], "raise batch_frames or lower max_frames"),
+        (["microbatch_frames=500"], "a batch only microbatch_frames=500; raise microbatch_frames or lower max_frames"),
         (["T1.width=90", "T1.heads=4"], "T1: encoder width 90 is not a multiple of its 4 heads"),
         (["61.blocks=2"], "61: 2 encoder blocks cannot hold 3 time reductions"),
         (["T9.width=8"], "there is no model size 'T9'"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from handful import StopAfter
 from test_decode import (
     SHAPES,
     ToyModel,
@@ -16,6 +17,7 @@ from test_decode import (
 from mini_pkd import UserError, fast_beam
 from mini_pkd.decode import TableModel, beam_search_readable
 from mini_pkd.fast_beam import BeamStream, PrefixTree, beam_search, best_first, log_add, next_beam, one_level
+from mini_pkd.stop_signal import Interrupted
 
 
 @pytest.mark.parametrize("T,V,max_symbols", SHAPES)
@@ -123,6 +125,16 @@ def test_a_model_that_never_says_blank_ends():
         beam_search(model, enc, [7], beam=3, max_symbols=2)[0],
         beam_search_readable(model, enc, beam=3, max_symbols=2),
     )
+
+
+def test_a_stop_is_seen_after_each_row():
+    model, lengths = TableModel(np.full((5, 3, 3), 1 / 3)), [2, 5]
+    enc = np.concatenate([model.enc[:2], model.enc])
+    looks = StopAfter(3)
+    with pytest.raises(Interrupted):
+        beam_search(model, enc, lengths, stop=looks)
+    assert looks.looks == -1
+    assert len(beam_search(model, enc, lengths, stop=StopAfter(6))) == 2  # five rows, and one after the last
 
 
 def test_no_rows_no_utterances():

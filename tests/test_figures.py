@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from invented_results import make_results, write
+from invented_results import THREE_STAGES, make_pooled, make_results, write
 
 from mini_pkd.figures import cascade_alt, cascade_boxes, cascade_figure, compression_figure
 from mini_pkd.report import main
@@ -55,6 +55,7 @@ CASES = {
     "tiny": [make_results(TINY)],
     "small": [make_results(SMALL)],
     "three seeds": [make_results(SMALL, seed=s) for s in (0, 1, 40)],
+    "three stages": [make_results(THREE_STAGES)],
     "long names": [renamed(make_results(SMALL), LONG)],
     "twenty test sets": [more_sets(make_results(TINY), 20)],
     "one test set": [more_sets(make_results(TINY), 1)],
@@ -123,6 +124,23 @@ def test_every_box_says_name_size_compression_and_rates(seeds):
 
 
 @needs_matplotlib
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 4)])
+def test_each_seed_is_a_dot_and_bars_are_the_pooled_interval(seeds):
+    from matplotlib.collections import LineCollection, PathCollection
+
+    pooled = make_pooled(THREE_STAGES, seeds)
+    runs = Runs(pooled["runs"], pooled)
+    for axes, test_set in zip(compression_figure(runs).axes, runs.test_sets, strict=True):
+        scattered = [c for c in axes.collections if isinstance(c, PathCollection)]
+        dots = {round(y, 6) for c in scattered for _, y in c.get_offsets().tolist()}
+        rates = {round(100 * rate, 6) for name in runs.names() for rate in runs.get(name, "wer", test_set)}
+        assert dots == (rates if len(seeds) > 1 else set())
+        bars = [segment for c in axes.collections if isinstance(c, LineCollection) for segment in c.get_segments()]
+        ends = {round(y, 6) for segment in bars for _, y in segment.tolist()}
+        assert ends == {round(100 * end, 6) for m in pooled["models"] for end in m["wer_ci95"][test_set]}
+
+
+@needs_matplotlib
 def test_an_arrow_for_each_lesson_and_none_for_a_baseline():
     for number, lessons in ((1, 5), (2, 3)):  # T1-S1-S3-S5 and T1-S2, T1-S4; T1-S6-S8 and T1-S7
         (axes,) = cascade_figure(Runs([make_results()]), number).axes
@@ -142,10 +160,15 @@ def test_the_cascade_in_words():
 
 @needs_matplotlib
 def test_figures_are_returned_without_a_window_and_readable_at_the_width_of_a_page():
+    def windows():
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot.get_fignums() if pyplot else []
+
+    before = windows()
     figures = [draw(Runs([make_results()]), n) for draw in (cascade_figure, compression_figure) for n in (1, 2)]
     assert all(f.dpi == 80 and f.canvas.manager is None for f in figures)
     assert all(f.get_figwidth() * f.dpi <= 900 for f in figures)
-    assert "matplotlib.pyplot" not in sys.modules or sys.modules["matplotlib.pyplot"].get_fignums() == []
+    assert windows() == before
     nothing = Runs([make_results(TINY, drop=[m.name for m in TINY.models()])])
     assert cascade_figure(nothing) is None and compression_figure(nothing) is None
 

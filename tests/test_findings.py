@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from invented_results import make_results
+from invented_results import make_pooled, make_results
 
-from mini_pkd.findings import findings, paper_beside_ours
+from mini_pkd.findings import findings, paper_beside_ours, teaching_table
 from mini_pkd.report import report_text
 from mini_pkd.results import Runs
 from mini_pkd.scales import TINY
@@ -65,6 +65,41 @@ def test_verdict_over_seeds(signs, verdict):
     assert (mine.a, mine.b, mine.verdict) == ("S3", "B2", verdict)
     assert mine.votes == (signs.count("-"), signs.count("0"), signs.count("+"))
     assert f"beats in {signs.count('-')}, within noise in {signs.count('0')}" in mine.sentence()
+
+
+@pytest.mark.parametrize("shift, verdict", [(-0.03, "beats"), (0.0, "within noise"), (0.03, "worse")])
+def test_one_test_over_all_seeds_decides(shift, verdict):
+    """... whatever the tests of single seeds say: these all say the opposite."""
+    pooled = make_pooled(TINY)
+    for run in pooled["runs"]:
+        for t in run["paired"]:
+            t.update(difference=-shift, low=-shift - 0.001, high=-shift + 0.001)
+    for t in pooled["paired"]:
+        t.update(difference=shift, low=shift - 0.01, high=shift + 0.01)
+        t["differences"] = {"0": shift - 0.002, "1": shift, "4": shift + 0.002}
+    found = {(f.a, f.b, f.test_set): f for f in findings(Runs(pooled["runs"], pooled))}
+    for name, rival in (("S1", "B1"), ("B1", "T1")):
+        f = found[name, rival, "test-other"]
+        assert f.verdict == verdict and f.of_seeds == (shift - 0.002, shift, shift + 0.002)
+        seeds = ", ".join(f"{100 * d:+.1f}" for d in f.of_seeds)
+        interval = f"[{100 * shift - 1:+.1f}, {100 * shift + 1:+.1f}]"
+        assert f.sentence().endswith(f"difference {100 * shift:+.1f} points {interval}, p = 0.0312; seeds {seeds}.")
+
+
+def test_what_a_teacher_and_what_size_is_worth():
+    """By hand: in make_results S2 is a half point below B2, and B2 2.5 points above T1, per seed 0, 1, 4."""
+    _, rows = teaching_table(Runs([make_results(TINY)]))
+    table = {row[1]: row for row in rows}
+    assert list(table) == ["S1 against B1", "B1 over T1", "S3 against B2", "S2 against B2", "B2 over T1"]
+    assert table["S2 against B2"] == ["0.610 M", "S2 against B2", *["-9.5 %"] * 2]  # 9.5 against 10.5 %; not tested
+    assert table["B2 over T1"][2] == "1.31 times, p = 0.0312"  # 10.5 / 8
+    pooled = make_pooled(TINY)
+    table = {row[1]: row for row in teaching_table(Runs(pooled["runs"], pooled))[1]}
+    assert table["B2 over T1"][2] == "1.30 [0.95, 1.25] times, p = 0.0312"  # (10.5 + 10.75 + 11.5) / (8 + 8.25 + 9)
+    assert table["S3 against B2"][3] == "-4.6 [-5.0, +25.0] %, p = 0.0312"
+    table = {row[1]: row for row in teaching_table(Runs(pooled["runs"]))[1]}  # only the report has seen them together
+    assert table["S3 against B2"][3] == "-4.6 %"
+    assert teaching_table(Runs([make_results(TINY, drop=["B1"])]))[1][0][2:] == ["-", "-"]
 
 
 def test_the_paper_beside_ours():

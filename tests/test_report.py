@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from invented_results import make_results, row_of, write
+from invented_results import THREE_STAGES, make_pooled, make_results, row_of, write
 
 from mini_pkd.findings import findings
 from mini_pkd.report import main, report_text, table1, table2, write_report
@@ -58,6 +58,44 @@ def test_several_folders_and_out(tmp_path, capsys):
     assert "mean over 3 seeds" in (tmp_path / "all" / "report.md").read_text()
     assert not (folders[0] / "report.md").exists()
     assert "8.2 (8.0..8.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [make_results, make_pooled])
+def test_one_experiment_of_three_stages(make, tmp_path):
+    """What tiny may become: sizes T1, 79, 61, 46 and nine models."""
+    shown = write_report([write(tmp_path, make(THREE_STAGES))])
+    rows = [line.split()[:2] for line in shown.splitlines() if line.startswith("  1.")]
+    assert [" ".join(row) for row in rows] == [
+        *("1.1 S1", "1.1 B1", "1.2 S3", "1.2 S2", "1.2 B2", "1.3 S5", "1.3 S4", "1.3 B3")
+    ]
+    text = (tmp_path / "report.md").read_text()
+    assert "Not there yet" not in text
+    for part in (
+        "| 1.3 | S5 | progressive | S3 | 0.460 M | 64 % |", "| S4 | direct | T1 |", "| S4 against B3 | ", "S5 beats B3",
+        "| S5 is 10 % / 7.5 % (clean / other) worse than T1, at 64 % compression | S5 against T1: +",
+        "there is no S6 at this scale", "lower WER in 5 of 5 pairs on clean", "lower WER in 0 of 2 pairs on clean",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "experiment 2" not in text.lower() and "Figures 2 and 3" not in text
+
+
+def test_pooled_seeds_show_interval_and_range(tmp_path):
+    shown = write_report([write(tmp_path, make_pooled())])
+    assert "8.4 (8.0..9.0)" in shown and "8.4 [" not in shown and "mean and range of the seeds 0, 1, 4." in shown
+    text = (tmp_path / "report.md").read_text()
+    assert "| 8.4 [6.4, 11.4] (8.0..9.0) | 16.8 [13.8, 19.8] (16.0..18.0) |" in text
+    assert "in brackets 95 % bootstrap intervals over seeds and utterances, in parentheses the range" in text
+
+
+def test_speakers_are_listed_unless_there_are_many(tmp_path):
+    text = report_text(Runs([make_results(TINY), make_results(TINY, seed=1)]))
+    assert "## WER of each speaker of test-other, %" in text and "of test-clean, %" not in text
+    assert "| kal | 100 | 16.2 |" in text  # T1: 16.0 and 16.5
+    assert "| pico/1 | 101 | 17.2 |" in text
+    results = make_results(TINY)
+    results["speakers"] = [{**results["speakers"][0], "speaker": str(i)} for i in range(13)]
+    assert "WER of each speaker" not in report_text(Runs([results]))
+    assert "WER of each speaker" not in report_text(Runs([{**results, "speakers": None}]))
 
 
 def test_a_run_that_has_only_begun(tmp_path):

@@ -8,11 +8,11 @@ import random
 from pathlib import Path
 
 import pytest
-from invented_results import make_results, write
+from invented_results import make_pooled, make_results, write
 
 from mini_pkd import UserError
 from mini_pkd.report import main, report_text, table1, write_report
-from mini_pkd.results import Runs, read_results
+from mini_pkd.results import Runs, read_results, read_runs
 from mini_pkd.scales import SMALL, TINY
 from mini_pkd.tables import as_text
 
@@ -63,6 +63,11 @@ def changed(**changes):
         (changed(experiments=[{"number": 1}]), "experiments[0].stages is missing"),
         (changed(experiments=[{"stages": [{"progressive": "S1"}]}]), "stages[0].teacher is missing"),
         (changed(paired=[{"a": "S1"}]), "paired[0].b is missing"),
+        (changed(runs=[{"scale": "tiny"}]), "runs[0].seed is missing"),
+        (changed(runs=7), "runs is 7 where a list"),
+        (changed(runs=[], seed=None), "seed is null where"),
+        (changed(runs=[make_results(TINY)] * 2), "give each seed once"),
+        (changed(runs=[make_results(TINY), make_results(SMALL, seed=1)]), "different scales"),
     ],
 )
 def test_foreign_files_are_one_sentence(tmp_path, capsys, spoil, word):
@@ -72,8 +77,21 @@ def test_foreign_files_are_one_sentence(tmp_path, capsys, spoil, word):
     assert main([str(folder)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("report: ") and word in error
-    assert str(path) in error or "give runs with fewer" in error
+    assert str(path) in error or "give runs with fewer" in error or "each seed once" in error or "scales" in error
     assert not (folder / "report.md").exists()
+
+
+def test_several_seeds_in_one_file(tmp_path):
+    folder = write(tmp_path / "run", make_pooled(TINY, seeds=(3, 5)))
+    runs = read_runs([folder])
+    assert runs.seeds == [3, 5] and runs.get("T1", "wer", "test-clean") == [0.0875, 0.0925]
+    low, high = runs.interval("T1", "wer", "test-clean")
+    assert (low, high) == (pytest.approx(0.07), pytest.approx(0.12))
+    assert runs.interval("S8", "wer", "test-clean") is None
+    alone = write(tmp_path / "alone", make_results(TINY, seed=4))
+    runs = read_runs([folder, alone])
+    assert runs.seeds == [3, 5, 4] and runs.pooled is None and runs.interval("T1", "wer", "test-clean") is None
+    assert read_runs([alone]).interval("T1", "wer", "test-clean") == [0.09 - 0.01 + 0.0, 0.09 + 0.011]
 
 
 def test_missing_folder_different_scales_same_seed(tmp_path, capsys):
@@ -121,11 +139,12 @@ def test_results_in_the_repository_can_be_read(tmp_path):
     for path in stored:
         written = json.loads(path.read_text())
         read = read_results(path)
-        for key in read.keys() - {"models", "paired"}:
-            assert read[key] == written.get(key)
-        for kind in ("models", "paired"):
-            for new, old in zip(read[kind], written[kind], strict=True):
-                assert new == {key: old.get(key) for key in new}
+        for record, source in [(read, written), *zip(read.get("runs", []), written.get("runs", []), strict=True)]:
+            for key in record.keys() - {"models", "paired", "runs"}:
+                assert record[key] == source.get(key)
+            for kind in ("models", "paired"):
+                for new, old in zip(record[kind], source[kind], strict=True):
+                    assert new == {key: old.get(key) for key in new}
         assert "The whole report" in write_report([path], tmp_path / path.parent.name)
 
 
@@ -175,14 +194,16 @@ def spoilt(results, rng):
 def test_a_spoilt_file_is_a_report_or_one_sentence(tmp_path):
     """Three hundred files; figures for some of those that can be read, since drawing is slow."""
     rng = random.Random(9)
-    whole = [make_results(TINY), make_results(SMALL, drop=["S3"])]
+    whole = [make_results(TINY), make_results(SMALL, drop=["S3"]), make_pooled(TINY)]
     several = [make_results(TINY, seed=5), make_results(SMALL, seed=5)]
     reports = refusals = drawn = 0
     for case in range(300):
         path = tmp_path / "results.json"
-        path.write_bytes(spoilt(whole[case % 2], rng))
+        path.write_bytes(spoilt(whole[case % 3], rng))
         try:
-            runs = Runs([read_results(tmp_path)] + [several[case % 2]] * (case % 7 == 0))
+            runs = read_runs([tmp_path])
+            if case % 7 == 0:
+                runs = Runs([*runs.results, several[case % 2]])
             report_text(runs).encode()
             as_text(*table1(runs, compact=True)).encode()
             if drawn < 8 and case % 5 == 0:

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from chirps import MODELS, SETTINGS, refusal, snapshot, untrain, weights, words_of
+from chirps import MODELS, SETTINGS, refusal, snapshot, unfinished_state, untrain, weights, words_of
 
 from mini_pkd import UserError, cascade, checkpoint, results
 from mini_pkd.lock import only_process
@@ -25,7 +25,7 @@ def test_a_folder_that_cannot_be(data, tmp_path, capfd):
 @pytest.mark.parametrize(
     "more, key",
     [(["epochs=3"], "(epochs=2)"), (["T1.width=32"], "(T1.width=16)"), (["--seed", "5"], "(seed=0)"),
-     (["peak_rate=0.1"], "(peak_rate=0.003)"), (["peak_rate=0.001"], "(peak_rate=0.003)"),  # nothing is left to train
+     (["peak_rate=0.1"], "(peak_rate=0.002)"), (["peak_rate=0.001"], "(peak_rate=0.002)"),  # nothing is left to train
      (["max_symbols=3"], "(max_symbols=12)"), (["--scale", "small"], "(name='tiny', ")],
 )  # fmt: skip
 def test_a_folder_of_other_settings(copy, data, capfd, more, key):
@@ -149,12 +149,27 @@ def test_a_full_disk(copy, data, capfd, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", full)
-        assert "the disk is full" in refusal(capfd, words_of(data, copy))
+        assert cascade.main(words_of(data, copy)) == 1
+    told = capfd.readouterr().err.replace("\r", "\n").splitlines()
+    told = [line for line in told if line.strip() and "|" not in line]
+    assert all("the disk is full" in line for line in told) and len(told) == 6 + 2 + 1  # steps, epochs, and the model
+    assert [line.partition(":")[0] for line in told] == ["mini_pkd"] * 8 + ["cascade"]
     assert snapshot(copy) == before
     assert cascade.main(words_of(data, copy)) == 0
     untrain(copy, "B2")
     (copy / "B2").write_text("a file where a folder should be")
     assert "cannot be used" in refusal(capfd, words_of(data, copy))
+
+
+def test_a_state_is_read_once_at_a_restart(copy, data, finished, monkeypatch):
+    """2 GB at full."""
+    untrain(copy, "B2")
+    unfinished_state(copy, data, "B2")
+    real, read = checkpoint._read_array, []
+    monkeypatch.setattr(checkpoint, "_read_array", lambda archive, name: read.append(name) or real(archive, name))
+    assert cascade.main(words_of(data, copy)) == 0
+    assert read.count("0 values") == 1 and weights(copy) == weights(finished)
+    assert not list(copy.glob("*/training*.npz"))
 
 
 def test_two_commands_in_one_folder(copy, data, capfd):

@@ -138,8 +138,15 @@ def test_decoding_from_the_command_line_bounds_symbols_as_the_cascade_does():
 
 def test_every_number_of_specaugment_reaches_its_policy():
     policy = SpecAugmentPolicy(
-        time_masks=3, max_time=5, max_time_fraction=0.25, freq_masks=4, max_freq=7, max_warp_fraction=0.125,
-        max_mel_warp=0.0625, max_channel_db=3.0, max_noise=0.5,
+        time_masks=3,
+        max_time=5,
+        max_time_fraction=0.25,
+        freq_masks=4,
+        max_freq=7,
+        max_warp_fraction=0.125,
+        max_mel_warp=0.0625,
+        max_channel_db=3.0,
+        max_noise=0.5,
     )
     values = dataclasses.asdict(policy)
     assert all(values[f.name] != f.default for f in dataclasses.fields(SpecAugmentPolicy))

@@ -4,13 +4,15 @@ import json
 import os
 import re
 import shutil
+import sys
 import types
 
 import numpy as np
 import pytest
 from chirps import MODELS, SETTINGS, refusal, results_of, snapshot, start, untrain, wait_for, weights, words_of
+from invented_results import TWO_STAGES
 
-from mini_pkd import cascade, checkpoint, processes, report, wer
+from mini_pkd import cascade, checkpoint, processes, report, seed_runs, wer
 from mini_pkd.corpus_folder import read_part
 from mini_pkd.results import read_runs
 from mini_pkd.run_folder import RunFolder
@@ -89,7 +91,7 @@ def test_side_by_side_from_nothing_and_killed(data, finished, grown, monkeypatch
     if kill:
         process = start(words)
         try:
-            wait_for(out / "seed1" / "T1" / "training.npz", process)
+            wait_for(out / "seed1" / "T1" / "training.npz", process, seconds=500)  # six models on a busy machine
         finally:
             process.kill()
             process.communicate()
@@ -120,7 +122,7 @@ def test_slots_are_kept_busy_by_the_next_seed(monkeypatch):
 
     monkeypatch.setattr(processes, "_start", lambda words, jobs: Process(words[0]))
     monkeypatch.setattr(processes.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + 1))
-    order = sorted(TINY.models(), key=lambda model: processes.ROLES.index(model.role))
+    order = sorted(TWO_STAGES.models(), key=lambda model: processes.ROLES.index(model.role))
     called = lambda name, seed: name and f"{name} of seed {seed}"  # noqa: E731
     queue = [
         processes.Job(called(m.name, s), called(m.teacher, s), [called(m.name, s)], lambda: True, lambda: None)
@@ -215,14 +217,14 @@ def test_what_does_not_belong_together_is_refused(copy, copy_of_both, data, capf
 def test_a_seed_that_diverged_goes_on_beside_one_that_is_finished(copy_of_both, data, capfd):
     untrain(copy_of_both / "seed1", "B2")
     before = snapshot(copy_of_both / "seed0")
-    assert "(peak_rate=0.003)" in refusal(capfd, words_of(data, copy_of_both, "--seed", 0, "peak_rate=0.001"))
+    assert "(peak_rate=0.002)" in refusal(capfd, words_of(data, copy_of_both, "--seed", 0, "peak_rate=0.001"))
     assert cascade.main(words_of(data, copy_of_both, "--seeds", 2, "peak_rate=0.001")) == 0
-    assert "peak_rate falls from 0.003 to 0.001 for B2 of seed 1\n" in capfd.readouterr().out
+    assert "peak_rate falls from 0.002 to 0.001 for B2 of seed 1\n" in capfd.readouterr().out
     after = snapshot(copy_of_both / "seed0")
     changed = {os.path.basename(path) for path in after if after[path] != before[path]}
     assert changed <= {"config.json"}
     rates = {m["name"]: m["peak_rates"] for m in results_of(copy_of_both / "seed1")["models"]}
-    assert rates["B2"] == [[1, 0.001]] and rates["S3"] == [[1, 0.003]]
+    assert rates["B2"] == [[1, 0.001]] and rates["S3"] == [[1, 0.002]]
     assert cascade.main(words_of(data, copy_of_both, "--seeds", 2, "peak_rate=0.001")) == 0  # and again
 
 
@@ -272,14 +274,14 @@ def test_speakers_of_a_seed(grown, data):
 
 def test_the_report_is_pooled(grown, capsys):
     text = (grown / "report.md").read_text()
-    assert "mean over 2 seeds (0, 1)" in text and "over seeds and utterances" in text
+    assert "mean over 2 seeds (0, 1)" in text and "zero when seeds and utterances are resampled" in text
     runs = read_runs([grown])
     assert runs.seeds == [0, 1] and runs.pooled["paired"]
     t = next(t for t in runs.pooled["paired"] if (t["a"], t["b"], t["set"]) == ("S1", "B1", "test-clean"))
     sentence = re.search(r"- S1 .* B1 on test-clean: .*", text)[0]
     each = ", ".join(f"{100 * d:+.1f}" for d in t["differences"].values())
     assert sentence.endswith(f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}], p = {t['p']:.4f}; seeds {each}.")
-    assert "Not there yet" not in text and "## Table 3" in text
+    assert "Not there yet" not in text and "## What a teacher is worth" in text
     assert report.main([str(grown)]) == 0
     assert (grown / "report.md").read_text() == text
     assert "range of the seeds 0, 1." in capsys.readouterr().out
@@ -301,11 +303,14 @@ def test_seeds_that_have_not_got_as_far(copy_of_both, data):
     assert "Not there yet" not in (copy_of_both / "report.md").read_text()
 
 
-def test_only_some_models_of_each_seed_then_the_rest_in_another_sitting(data, finished, capfd):
-    out = finished.parent / "sittings"
-    assert cascade.main(words_of(data, out, "--seeds", 2, "--only", "B2")) == 0
+def test_only_some_models_of_each_seed_then_another_seed_in_another_sitting(data, finished, monkeypatch, capfd):
+    out, trained, real = finished.parent / "sittings", [], cascade.train
+    with monkeypatch.context() as patch:
+        patch.setattr(cascade, "train", lambda *a: trained.append((a[6], a[7])) or real(*a))
+        assert cascade.main(words_of(data, out, "--seeds", 2, "--only", "B2")) == 0
+    assert trained == [(0, "B2"), (1, "B2")]  # batches, masks and dropout have the seed as well
     shown = capfd.readouterr()
-    assert "B2 of seed 0: " in shown.out and "B2 of seed 1: " in shown.out and "2 models" in shown.err
+    assert "B2 of seed 0: " in shown.out and "B2 of seed 1: " in shown.out
     assert shown.out.count("compiling the kernels") == 1 and shown.out.count("symbols") == 1
     assert [m["name"] for m in json.loads((out / "results.json").read_text())["models"]] == ["B2"]
     assert "S1 learns from T1, which is not trained yet in " + str(out / "seed0") in refusal(
@@ -313,6 +318,27 @@ def test_only_some_models_of_each_seed_then_the_rest_in_another_sitting(data, fi
     )
     assert cascade.main(words_of(data, out, "--seeds", 3, "--only", "B2")) == 0  # one more
     assert json.loads((out / "results.json").read_text())["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_bar_counts_the_models_of_all_seeds(copy_of_both, data, monkeypatch, terminal):
+    for seed in ("seed0", "seed1"):
+        for name in ("B1", "B2"):
+            (copy_of_both / seed / name / "result.json").unlink()  # to be decoded again, which is fast
+    bars, real = [], seed_runs.progress_bar
+
+    def made(*words, **settings):
+        bar = real(*words, **settings)
+        bars.append((bar, bar.disable))  # a bar that was closed is disabled
+        return bar
+
+    monkeypatch.setattr(seed_runs, "progress_bar", made)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert cascade.main(words_of(data, copy_of_both, "--seeds", 2)) == 0
+    ((bar, disabled),) = bars
+    assert bar.total == 4 and disabled != terminal
+    if terminal:
+        assert bar.n == 4 and bar.desc.startswith("4 models")
 
 
 def test_dry_run_of_several_seeds(data, tmp_path, capfd):

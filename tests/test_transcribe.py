@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from test_audio_pieces import int16, wav_header, waveform
 
-from mini_pkd import UserError, checkpoint, transcribe
+from mini_pkd import UserError, checkpoint, transcribe, transcribe_options
 from mini_pkd.audio_pieces import cut
 from mini_pkd.bpe import BPE
 from mini_pkd.conformer import ConformerConfig
@@ -282,7 +282,7 @@ def test_bad_models(run, folder):
 @pytest.mark.parametrize(
     "arguments, word",
     [
-        (("--piece-ms", "0"), "--piece-ms must be from 1 to 3600000, not 0"),
+        (("--piece-ms", "0"), f"--piece-ms must be from 1 to {transcribe_options.MAX_PIECE_MS}, not 0"),
         (("--piece-ms", "-5"), "--piece-ms"),
         (("--piece-ms", "a"), "--piece-ms"),
         (("--beam", "0"), "--beam"),

@@ -35,6 +35,7 @@ from mini_pkd.rnnt_loss import materialised_loss_and_gradients, rnnt_loss
 from mini_pkd.scales import TINY, Settings, Size
 from mini_pkd.seeds import generator
 from mini_pkd.specaugment import spec_augment
+from mini_pkd.stop_signal import Interrupted
 from mini_pkd.tensor import is_recording, no_grad
 from mini_pkd.training_state import MAX_BAD_STEPS
 from mini_pkd.transcript_file import read_transcript, write_transcript
@@ -52,9 +53,10 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 
 # Of everything that training reads, no number is the usual one.
 UNUSUAL = dataclasses.replace(
-    TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
-    peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", kl_weighting="paths", mixing="convex", keep_mb=1, max_symbols=2,
+    TINY.settings, epochs=5, dev_every=5, batch_utterances=3, batch_frames=150, microbatch_frames=150, max_frames=140,
+    dev_updates=1000, dev_utterances=3, peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3,
+    curriculum_epochs=2, alpha=0.3, temperature=2.5, kl="collapsed", kl_weighting="paths", mixing="convex",
+    keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
     max_mel_warp=0.1, max_channel_db=6.0, max_noise=0.05,
 )  # fmt: skip
@@ -281,13 +283,47 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
     training, dev, _ = parts
     run = watched()
     assert {i for s in run.student for i in s.batch.ids} == set(training.store.ids)
-    assert sorted(i for s in run.dev for i in s.batch.ids) == sorted(dev.store.ids)  # once: dev_every is 4
+    assert sorted(i for s in run.dev for i in s.batch.ids) == sorted(dev.store.ids)  # once: dev_every is 5
     for s in run.dev:
         assert s.keys.rate == 0 and np.array_equal(s.features, s.batch.features)
     assert run.result["best_dev_loss"] == pytest.approx(loss_by_hand(run.model, dev), rel=1e-5)
-    assert [row["dev_loss"] != "" for row in run.log] == [False, False, False, True]
+    assert [row["dev_loss"] != "" for row in run.log] == [False, False, False, False, True]
     looks = [row["dev_loss"] != "" for row in watched(dev_every=3).log]
-    assert looks == [False, False, True, True]
+    assert looks == [False, False, True, False, True]
+
+
+def test_a_batch_comes_in_the_parts_of_the_settings(parts, tmp_path):
+    """In training and on dev: no pass has more than microbatch_frames, and all utterances of an update are there."""
+    training, dev, bpe = parts
+    settings = dataclasses.replace(UNUSUAL, batch_utterances=11, batch_frames=10**6, microbatch_frames=140)
+    seen = []
+    model = watch(new_model(bpe), "student", seen)
+    result = train.train(model, training, dev, bpe, settings, tmp_path, 7, "S1", progress=False)
+    assert max(len(s.features) for s in seen) <= 140 and len(seen) > result["updates"]
+    steps = [i for s in seen if s.training for i in s.batch.ids]
+    ids = training.store.ids
+    assert steps == [ids[i] for batches in planned(training, settings) for batch in batches for i in batch]
+
+
+def test_the_dev_sample_is_that_of_the_seed(watched, parts):
+    ids = parts[1].store.ids
+
+    def scored(**changes):
+        return frozenset(i for s in watched(dev_utterances=2, **changes).dev for i in s.batch.ids)
+
+    assert len(scored()) == 2 and scored() == scored(name="B1")
+    assert len({scored(seed=seed) for seed in range(8)}) > 1 and scored() < set(ids)
+
+
+def test_the_dev_set_is_scored_between_epochs_too(watched):
+    """... and the epoch's means go on: what is logged at its end is of all its steps."""
+    run, usual = watched(dev_updates=2), watched()
+    steps = len(run.student)
+    ends = np.cumsum([len(epoch) for epoch in run.epochs]).tolist()
+    assert [int(row["step"]) for row in run.log] == sorted({*range(2, steps, 2), *ends})
+    for row in run.log:
+        assert (row["dev_loss"] != "") == (int(row["step"]) % 2 == 0 or row["step"] == str(steps))
+    assert [row["loss"] for row in run.log if int(row["step"]) in ends] == [row["loss"] for row in usual.log]
 
 
 # --- what becomes of it ---------------------------------------------------------------------------
@@ -373,18 +409,18 @@ def test_the_best_weights_survive_a_restart(parts, tmp_path):
     training, dev, bpe = parts
     settings = dataclasses.replace(UNUSUAL, epochs=2, dev_every=1, peak_rate=1.0, warmup_steps=100, clip=100.0,
                                    curriculum_epochs=0)  # fmt: skip
-    steps = len(planned(training, settings)[0])
+    steps, looks = len(planned(training, settings)[0]), len(dev.batches(settings.frames_at_once, 32, shuffle=False))
 
-    def run(folder, looks=1000):
+    def run(folder, at=1000):
         model = new_model(bpe)
-        stop = StopAfter(looks)
+        stop = StopAfter(at)
         return model, train.train(model, training, dev, bpe, settings, folder, 7, "S1", None, stop, progress=False)
 
     whole, result = run(tmp_path / "whole")
     losses = [float(row["dev_loss"]) for row in log_of(tmp_path / "whole")]
     assert losses[0] < losses[1] and result["best_dev_wer"] == 1.0
-    with pytest.raises(train.Interrupted):
-        run(tmp_path / "cut", steps + 1)  # in the second epoch
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", steps + looks + 1)  # in the second epoch
     resumed, again = run(tmp_path / "cut")
     assert np.array_equal(weights(resumed), weights(whole)) and again | {"seconds": 0} == result | {"seconds": 0}
     assert result["best_dev_loss"] == pytest.approx(loss_by_hand(resumed, dev), rel=1e-5)

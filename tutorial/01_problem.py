@@ -13,11 +13,12 @@
 
 # %%
 import numpy as np
+from IPython.display import Markdown, display
 
 from mini_pkd import warm_up
 from mini_pkd.report import table1
 from mini_pkd.scales import FULL
-from mini_pkd.tables import as_text
+from mini_pkd.tables import as_markdown
 from mini_pkd.transducer import count_parameters
 from tutorial import draw, models, utterance
 from tutorial.exercise import check
@@ -41,7 +42,7 @@ for name in ("T1", "S3", "B2"):
     print(f"{name}  {models.megabytes(name):4.1f} MB  {recogniser.transcribe(spoken.wave)}")
 
 # %% [markdown]
-# One utterance proves nothing: a model may be lucky. The test set has some two hundred. The *word error rate* (WER) is
+# One utterance proves nothing: a model may be lucky. The test set has some six hundred. The *word error rate* (WER) is
 # the number of wrong, missing and superfluous words over all of them, divided by the number of words.
 #
 # ## The trade
@@ -50,12 +51,12 @@ for name in ("T1", "S3", "B2"):
 
 # %%
 runs = models.runs()
-print(as_text(*table1(runs, compact=True)))
+display(Markdown(as_markdown(*table1(runs, compact=True))))
 draw.show(
     draw.wer_against_size(runs),
-    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: models whose bars "
-    "overlap much may differ by luck. Students that were taught (circles, squares) lie below the triangles of the same "
-    "size that were not, or level with them.",
+    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals. Compare models of "
+    "one size: are the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
+    "much, it may be luck.",
 )
 
 # %% [markdown]
@@ -73,18 +74,18 @@ assert abs(models.megabytes("T1") - 4 * size / 1e6) < 0.1
 # SOLUTION: megabytes = ...
 megabytes = 128 * 4
 # END SOLUTION
-check(
-    megabytes, lambda mb: abs(mb - 4 * count_parameters(FULL.sizes["T1"].config(10026)) / 1e6) < 2, "Bytes, not bits."
-)
+t1 = count_parameters(FULL.sizes["T1"].config(10026))
+check(megabytes, lambda mb: abs(mb - 4 * t1 / 1e6) < 2, "A million parameters of 4 bytes are 4 MB.")
 
 # %% [markdown]
-# **Exercise 2.** And the smallest student, S8, which the paper makes 81 % smaller?
+# **Exercise 2.** And the smallest student, S8, which the paper makes 81 % smaller than T1?
 
 # %%
 # SOLUTION: megabytes = ...
 megabytes = (1 - 0.81) * 128 * 4
 # END SOLUTION
-check(megabytes, lambda mb: abs(mb - 4 * 24.3) < 3, "81 % smaller leaves 19 % of it.")
+s8 = count_parameters(FULL.sizes["24"].config(10026))
+check(megabytes, lambda mb: abs(mb - 4 * s8 / 1e6) < 3, "81 % smaller leaves 19 % of it.")
 
 # %% [markdown]
 # ## Break it: noise

@@ -241,7 +241,8 @@ def main(arguments=None):
     elif options.learner:
         write_learner_copies(options.learner)
     else:
-        run(sources(options.execute or options.try_out), write=options.try_out is None)
+        writes = options.execute is not None
+        run(sources(options.execute if writes else options.try_out), writes)
 
 
 if __name__ == "__main__":

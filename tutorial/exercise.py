@@ -15,9 +15,9 @@ class Wrong(AssertionError):
 def check(answer, expected, hint, tolerance=1e-6):
     """Print "Right" or raise Wrong with the hint.
 
-    answer     what the learner found; `...`, the blank, is not answered yet, and no error
-    expected   a function that says whether it is right, or a value: numbers and arrays agree within `tolerance` of the
-               larger one (0 for exactly), everything else must be equal
+    answer     what the learner found; `...`, the blank, or a function that returns it: not answered yet, no error
+    expected   a function that says whether it is right, or a value: numbers agree within `tolerance` of it (0 for
+               exactly), arrays within that of their largest number, everything else must be equal
     hint       one or two sentences: how to find the mistake
 
     >>> check(2 + 2, 4, "Count again.")
@@ -25,11 +25,12 @@ def check(answer, expected, hint, tolerance=1e-6):
     >>> check(..., 4, "Count again.")
     Not answered yet. Put your answer in the place of the dots.
     """
-    if answer is ...:
+    try:
+        answer = _answered(answer)
+        right = expected(answer) if callable(expected) else _agree(answer, expected, tolerance)
+    except Blank:
         print(f"{UNANSWERED}. Put your answer in the place of the dots.")
         return
-    try:
-        right = expected(answer) if callable(expected) else _agree(answer, expected, tolerance)
     except Exception as error:  # whatever a learner's function raises is an answer too
         raise Wrong(f"Not right yet: it ends in {type(error).__name__}: {error}. Hint: {hint}") from None
     if not right:
@@ -37,11 +38,26 @@ def check(answer, expected, hint, tolerance=1e-6):
     print(f"Right{_shown(answer, ': ')}")
 
 
+class Blank(Exception):
+    """The answer is still `...`."""
+
+
+def _answered(answer):
+    """An answer as it is, unless it is a blank; a function is asked again whenever it is called."""
+    if answer is ...:
+        raise Blank
+    if callable(answer):
+        return lambda *arguments, **named: _answered(answer(*arguments, **named))
+    return answer
+
+
 def _agree(answer, expected, tolerance):
     if isinstance(expected, (str, bytes, list, tuple, dict, set, bool, type(None))):
         return answer == expected
     answer, expected = np.asarray(answer, dtype=float), np.asarray(expected, dtype=float)
-    return answer.shape == expected.shape and np.allclose(answer, expected, rtol=tolerance, atol=1e-12)
+    if answer.shape != expected.shape:
+        return False
+    return np.abs(answer - expected).max(initial=0) <= tolerance * np.abs(expected).max(initial=0) + 1e-12
 
 
 def _shown(answer, before):

@@ -1,0 +1,1 @@
+"""Six assignments and their grader: `python -m tutorial.assignments --help`."""
