@@ -115,8 +115,8 @@ check(number, len(list(paths(10, 4))), "Of T - 1 + U steps, choose the U that sa
 # %% [markdown]
 # ## Alpha and beta
 #
-# **Question.** Two seconds of speech have some hundred million paths. How can one add them up? All paths to a node come
-# from the left or from above, so what is known there need not be computed again. Let $\alpha(t, u)$ be the
+# **Question.** Two seconds of speech have millions of paths. How can one add them up? All paths to a node
+# come from the left or from above, so what is known there need not be computed again. Let $\alpha(t, u)$ be the
 # log-probability of coming to a node, and $\beta(t, u)$ that of saying the rest from there. With $y$ for a
 # log-probability of the joint network:
 #
@@ -257,7 +257,7 @@ beliefs = {"untrained": occupancies(blind, units), "T1, trained": occupancies(se
 draw.show(
     draw.lattices(spoken.wave, beliefs, said, [None, best_path(seen, units)[0]]),
     "The wave, and below it two lattices over the same time. Downwards: the units said so far. Untrained: a broad "
-    "band, because nearly all ways through are equally good. Trained: a narrow staircase, with its best path in red. "
+    "band, because nearly all ways through are equally good. Trained: a narrow staircase, its best path drawn over it. "
     "It waits while nothing new is heard, and steps down where a unit was understood.",
 )
 spread = {name: (belief > 0.01).mean() for name, belief in beliefs.items()}
@@ -266,8 +266,8 @@ assert spread["T1, trained"] < spread["untrained"]
 
 # %% [markdown]
 # Nobody told it where a word begins. The sum over all paths was enough. Compare the steps with the wave: a unit
-# is said when enough of it was heard, which can be late in its sound or after it. The model cannot look ahead, so
-# waiting is the only way to hear more, and nothing in this loss punishes it.
+# is said once it is certain enough, which may be before its sound ends, or after. Several may be said in one row. The
+# model cannot look ahead, so waiting is the only way to hear more, and nothing in this loss punishes it.
 #
 # ## The number
 #
