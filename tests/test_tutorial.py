@@ -255,6 +255,8 @@ def test_every_picture_is_drawn_in_one_style_and_small():
         draw.toy_paths([path], [0.5], 2, names[:1]),
         draw.toy_numbers({"alpha": grid[:3, :2], "beta": grid[:3, :2]}, names[:1]),
         draw.toy_arrows(rng.random((2, 2, 3)), [1], names[:1]),
+        draw.distributions({"T1": grid[0], "S1": grid[1]}, list("-ABCD")),
+        draw.where_kl_lies(grid, grid, names),
         draw.blanks({"T1": (grid, None), "S1": (grid, grid)}, names, path),
         draw.wer_against_size(Runs([make_results(TINY)])),
     ]

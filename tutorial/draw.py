@@ -387,6 +387,36 @@ def blanks(models, names, path=None):
     return figure
 
 
+def distributions(probabilities, units, most=6):
+    """{model: P over the symbols (V,)} at one node: bars for the symbols that any of them finds most probable."""
+    figure, axes = panels(height=2.6)
+    largest = np.max(list(probabilities.values()), axis=0)
+    shown = np.argsort(-largest)[:most]
+    width = 0.8 / len(probabilities)
+    styles = zip((BLACK, BLUE, ORANGE), ("", "//", ".."), strict=True)
+    for i, ((name, values), (color, hatch)) in enumerate(zip(probabilities.items(), styles, strict=False)):
+        place = np.arange(len(shown)) + (i - (len(probabilities) - 1) / 2) * width
+        axes.bar(place, values[shown], width, color=color, hatch=hatch, edgecolor="white", label=name)
+    axes.set_xticks(range(len(shown)), [units[k] for k in shown])
+    axes.set(xlabel="symbol", ylabel="P(symbol)", ylim=(0, 1))
+    axes.legend()
+    return figure
+
+
+def where_kl_lies(kl, occupancy, names):
+    """KL of each node (T, U+1), how probably a path comes by, and the product of the two, side by side."""
+    figure, axes = panels(1, 3, height=3.2, sharex=True, sharey=True)
+    amount = {"vmin": 0, "vmax": kl.max(), "cmap": "Greys"}
+    first = lattice_on(axes[0], kl, names, bar=False, **amount)
+    lattice_on(axes[1], occupancy, names, bar=False, vmin=0, vmax=1)
+    lattice_on(axes[2], occupancy * kl, names, bar=False, **amount)
+    for ax, title in zip(axes, ("KL", "P(a path comes by)", "product of the two"), strict=True):
+        ax.set(title=title, xlabel="time (s)")
+    axes[0].set_ylabel("said so far")
+    figure.colorbar(first, ax=axes, pad=0.01, aspect=15).set_label("KL of the node")
+    return figure
+
+
 def growing(steps):
     """{merges: [units of each word]}: a line for each number of merges, a box for each unit."""
     figure, axes = panels(height=0.4 + 0.38 * len(steps))
