@@ -522,12 +522,28 @@ def beam_tree(trace, units, best):
 # --- 08 training ----------------------------------------------------------------------------------
 
 
-def curves(found, label="loss", log=True):
-    """{name: values}: a number over the steps, for one or several trainings."""
+def strip(occupancies, names):
+    """{title: occupancy (T, U+1)}: six looks into one lattice, in one scale of colours."""
+    figure, axes = panels(2, 3, height=5.4, sharex=True, sharey=True)
+    for ax, (title, occupancy) in zip(axes.flat, occupancies.items(), strict=True):
+        image = lattice_on(ax, occupancy, names, bar=False, vmin=0, vmax=1)
+        ax.set_title(title)
+    for ax in axes[1]:
+        ax.set_xlabel("time (s)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("said so far")
+    figure.colorbar(image, ax=axes, pad=0.01, aspect=25).set_label("P(a path comes here)")
+    return figure
+
+
+def curves(found, label="loss", log=True, level=None):
+    """{name: values}: a number over the steps, for one or several trainings; level: a dotted line to compare with."""
     figure, axes = panels(height=2.8)
     for (name, values), color, dash in zip(found.items(), (BLUE, RED, GREEN), ("-", "--", ":"), strict=False):
         axes.plot(np.arange(1, len(values) + 1), values, dash, color=color, label=name)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    if level is not None:
+        axes.axhline(level, color=GREY, linestyle=":")
     if len(found) > 1:
         axes.legend()
     return figure
