@@ -282,7 +282,7 @@ def test_every_picture_is_drawn_in_one_style_and_small():
         assert figure.get_dpi() == draw.DPI and figure.get_figwidth() <= draw.WIDTH
         for axes in figure.axes:
             if axes.axison:
-                assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title(), "a panel says what it shows"
+                assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title("left"), "a panel says what it shows"
 
 
 @pytest.mark.skipif(not find_spec("IPython"), reason='needs IPython: pip install -e ".[tutorial]"')
