@@ -13,7 +13,7 @@ import pytest
 from invented_results import make_results
 
 from mini_pkd import UserError
-from mini_pkd.features import stages
+from mini_pkd.features import mfcc, stages
 from mini_pkd.results import Runs
 from mini_pkd.scales import TINY
 from tutorial import build, exercise, models, utterance
@@ -203,6 +203,20 @@ def test_the_utterance_follows_its_rule():
     assert spoken.path.stat().st_size < 8000 and not spoken.wave.flags.writeable
 
 
+def test_a_batch_is_the_utterances_end_to_end():
+    first, recogniser = utterance.load(), models.load("T1")
+    batch = utterance.batch([first, first._replace(id="b", text="SIX")], recogniser)
+    six = recogniser.bpe.encode("SIX")
+    assert batch.ids == [first.id, "b"] and list(batch.labels) == [*recogniser.bpe.encode(first.text), *six]
+    assert list(batch.label_lengths) == [len(batch.labels) - len(six), len(six)]
+    rows = recogniser.normaliser(mfcc(first.wave))
+    assert list(batch.lengths) == [len(rows)] * 2 and np.array_equal(batch.features, np.concatenate([rows, rows]))
+
+
+def test_the_run_of_several_seeds_has_the_models_of_the_tutorial():
+    assert len(models.seeds().seeds) >= 3 and models.seeds().names() == models.runs().names()
+
+
 def test_models_that_are_missing_and_models_that_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
     for call in (lambda: models.load("T1"), models.runs, lambda: models.decoded("T1"), lambda: models.megabytes("T1")):
@@ -265,6 +279,13 @@ def test_every_picture_is_drawn_in_one_style_and_small():
         draw.attention(rng.random((1, 1, 1)), 0.04),
         draw.lattices(wave, {"one": grid}, names),
         draw.lattices(wave, {"one": grid, "two": grid}, names, [path, None]),
+        draw.toy_paths([path], [0.5], 2, names[:1]),
+        draw.toy_numbers({"alpha": grid[:3, :2], "beta": grid[:3, :2]}, names[:1]),
+        draw.toy_arrows(rng.random((2, 2, 3)), [1], names[:1]),
+        draw.distributions({"T1": grid[0], "S1": grid[1]}, list("-ABCD")),
+        draw.where_kl_lies(grid, grid, names),
+        draw.strip({str(i): grid for i in range(6)}, names),
+        draw.curves({"a": rng.random(9)}, level=0.5),
         draw.blanks({"T1": (grid, None), "S1": (grid, grid)}, names, path),
         draw.wer_against_size(Runs([make_results(TINY)])),
     ]
@@ -274,7 +295,7 @@ def test_every_picture_is_drawn_in_one_style_and_small():
         assert figure.get_dpi() == draw.DPI and figure.get_figwidth() <= draw.WIDTH
         for axes in figure.axes:
             if axes.axison:
-                assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title(), "a panel says what it shows"
+                assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title("left"), "a panel says what it shows"
 
 
 @pytest.mark.skipif(not find_spec("IPython"), reason='needs IPython: pip install -e ".[tutorial]"')

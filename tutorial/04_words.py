@@ -122,7 +122,7 @@ for ids in (merged, spelled):
 assert teacher.bpe.decode(merged) == teacher.bpe.decode(spelled) == word and len(merged) < len(spelled)
 
 # %% [markdown]
-# The loss of 07 (to come) counts only the first as right. The search of [09](09_decoding.ipynb) may find the
+# The loss of [07](07_lattice.ipynb) counts only the first as right. The search of [09](09_decoding.ipynb) may find the
 # other, which reads the same.
 #
 # ## Break it: a letter that it has never seen

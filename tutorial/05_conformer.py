@@ -122,7 +122,7 @@ assert y[0] == 2 and y[4] == 50
 #
 # **Question.** Who needs a hundred rows a second? After each of the first three blocks, a pair of rows becomes one: of
 # each column the larger number. Three times, and a row stands for 80 ms. All later blocks, and the lattice of
-# 07 (to come), cost an eighth. A row without a partner stays as it is.
+# [07](07_lattice.ipynb), cost an eighth. A row without a partner stays as it is.
 
 # %%
 print(max_pool(Tensor(values), [5]).data[:, 0])
@@ -244,7 +244,7 @@ assert apart["told"].max() < 1e-3 and apart["forgot"].max() > 0.1
 #
 # A causal encoder can run on pieces, if every block keeps the last rows that later ones will want: $W - 1$ for
 # attention, $K - 1$ for convolution, and a row that waits for its partner at each pool. `EncoderStream` does.
-# Notebook 12 (to come) listens with it. Here is only the difference from the whole, for pieces of several
+# Notebook [12](12_streaming.ipynb) listens with it. Here is only the difference from the whole, for pieces of several
 # lengths.
 
 # %%

@@ -98,7 +98,7 @@ check(
 # %% [markdown]
 # **Do both halves matter?** Take one away: give every node the first row of the prediction network, as if nothing had
 # been said; or the mean row of the encoder, as if nothing in particular had been heard. The loss is minus the
-# log-probability of the right text, which 07 (to come) is about. Here it is enough that less is better.
+# log-probability of the right text, which [07](07_lattice.ipynb) is about. Here it is enough that less is better.
 
 
 # %%
@@ -268,5 +268,5 @@ assert share["tiny T1"] < 0.05 < share["full T1"] < share["full 24"]
 assert sum(parts["full 24"].values()) == count_parameters(FULL.sizes["24"].config(10026))
 
 # %% [markdown]
-# **Next:** 07 the lattice (to come), where all nodes come together, and every way to say a sentence is added
+# **Next:** [07 the lattice](07_lattice.ipynb), where all nodes come together, and every way to say a sentence is added
 # up.

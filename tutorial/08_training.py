@@ -7,13 +7,14 @@
 # high from a transcript that is wrong.
 
 # %%
+from math import comb
+
 import numpy as np
 
 from mini_pkd import warm_up
-from mini_pkd.features import mfcc
 from mini_pkd.optimizer import Adam, learning_rate
-from mini_pkd.ragged import Batch
-from mini_pkd.rnnt_loss import occupancies, rnnt_loss
+from mini_pkd.ragged import BLANK
+from mini_pkd.rnnt_loss import occupancies, readable, rnnt_loss
 from mini_pkd.scales import TINY
 from mini_pkd.seeds import generator
 from mini_pkd.transcribe import Recogniser
@@ -40,29 +41,24 @@ print(spoken.text)
 # The model is the smallest of the default run. In training of a corpus a batch holds eight utterances; here it holds
 # one, again and again.
 
+
 # %%
-features = normaliser(mfcc(spoken.wave))
-
-
-def batch_of(text):
-    labels = np.array(bpe.encode(text), dtype=np.int64)
-    return Batch([spoken.id], features, np.array([len(features)]), labels, np.array([len(labels)]))
-
-
 def fresh():
     return Transducer(TINY.sizes["61"].config(bpe.size), generator(0, "tutorial"))
 
 
-def train(model, text, steps, rate):
-    batch, adam, losses = batch_of(text), Adam(model), []
+def train(model, batch, steps, rate):
+    adam, losses = Adam(model), []
     for _ in range(steps):
-        inputs, lengths = model.lattice_inputs(batch, features)
+        inputs, lengths = model.lattice_inputs(batch, batch.features)
         loss, _ = rnnt_loss(*inputs, batch.labels, lengths, batch.label_lengths)
         loss.backward()
         adam.step(rate)
         losses.append(float(loss.data))
     return losses
 
+
+one = utterance.batch([spoken], teacher)
 
 # %% [markdown]
 # ## Into the lattice, on the way
@@ -74,16 +70,16 @@ def train(model, text, steps, rate):
 # %%
 model, curve, looks = fresh(), [], {}
 recogniser = Recogniser(model, normaliser, bpe, beam=1)
-for until in (0, 5, 20, 80):
-    curve += train(model, spoken.text, until - len(curve), rate=0.01)
+for until in (0, 5, 10, 20, 40, 80):
+    curve += train(model, one, until - len(curve), rate=0.01)
     log_probs, labels = recogniser.lattice(spoken.wave, spoken.text)
-    looks[f"after {until} steps: it hears {recogniser.transcribe(spoken.wave)[:40]!r}"] = occupancies(log_probs, labels)
-names = [bpe.units[i] for i in labels]
+    looks[f"{until} steps: loss {readable(log_probs, labels)[0]:.2f}"] = occupancies(log_probs, labels)
+    print(f"{until:2d} steps: it hears {recogniser.transcribe(spoken.wave)[:80]!r}")
 draw.show(
-    draw.lattices(spoken.wave, looks, names),
-    "The occupancy of the lattice under the wave, as training goes on. At first all ways are nearly equal, and paths "
-    "fill a broad band. Then they draw together into one line, which nobody had told it. With one utterance to learn, "
-    "any line will do; only many utterances make it follow the sound (notebook 07).",
+    draw.strip(looks, [bpe.units[i].replace("▁", "_") for i in labels]),
+    "The occupancy of the lattice over time, as training goes on. At first all ways are nearly equal, and paths fill a "
+    "broad band. Then they draw together into one line, which nobody had told it. With one utterance to learn, any "
+    "line will do; only many utterances make it follow the sound (notebook 07).",
 )
 
 # %% [markdown]
@@ -110,12 +106,69 @@ probability = np.exp(-curve[-1])
 check(probability, lambda p: abs(np.log(p) + curve[-1]) < 1e-9, "The loss is minus the logarithm of it.")
 
 # %% [markdown]
+# ## The shelf
+#
+# **Question.** With more than one utterance to learn, a loss falls quickly, stops, and only later goes on. What is it
+# that is learned first?
+#
+# The cheapest lesson ignores the sound: say the same distribution at every node. Which one is best? Every path of an
+# utterance has $T$ blanks and the $U$ labels of its transcript. Of the distributions that do not change, the best one
+# gives each symbol its share of these $T + U$ steps, as often as it occurs.
+#
+# **Exercise 2.** What is the loss of that model on our utterance? All paths have the same probability, and there are
+# $\binom{T-1+U}{U}$ of them (notebook 07). Write a function of `T` and of `labels`, an array.
+
+
+# %%
+# SOLUTION: shelf = ...
+def shelf(T, labels):
+    counts = np.array([T, *np.unique(labels, return_counts=True)[1]])
+    logs = np.log(counts / counts.sum())
+    return -(counts * logs).sum() - np.log(float(comb(T - 1 + len(labels), len(labels))))
+
+
+# END SOLUTION
+def as_readable(function):
+    T, said = len(log_probs), np.array(labels)
+    share = np.bincount(said, minlength=bpe.size) + np.where(np.arange(bpe.size) == BLANK, T, 0)
+    with np.errstate(divide="ignore"):
+        flat = np.broadcast_to(np.log(share / share.sum()), log_probs.shape)
+    return np.isclose(function(T, said), readable(flat, said)[0])
+
+
+check(shelf, as_readable, "Minus the sum of counts times ln of their shares, minus ln of the number of paths.")
+
+# %% [markdown]
+# Now 32 utterances at once. The dotted line is the same number for all of them together, with one distribution for all.
+
+# %%
+several = utterance.part("train")
+many = utterance.batch([utterance.hear(u) for u in several[:: len(several) // 32][:32]], teacher)
+reader = fresh()
+rows = reader.encode(many.features, many.lengths)[1]
+slow = train(reader, many, 100, rate=0.01)
+steps_each = np.array([rows.sum(), *np.unique(many.labels, return_counts=True)[1]])
+ways = sum(np.log(float(comb(int(T - 1 + U), int(U)))) for T, U in zip(rows, many.label_lengths, strict=True))
+level = (-(steps_each * np.log(steps_each / steps_each.sum())).sum() - ways) / len(rows)
+draw.show(
+    draw.curves({"mean loss of 32 utterances": slow}, log=False, level=level),
+    "Training on 32 utterances. The loss falls to the dotted line, that of the best model which ignores the sound, and "
+    "lingers there. Only then does it find out that the sound has something to do with it.",
+)
+near = np.mean(np.abs(np.array(slow) / level - 1) < 0.1)
+print(f"the shelf is at {level:.1f}; {near:.0%} of the 100 steps are within a tenth of it; in the end {slow[-1]:.1f}")
+assert near > 0.1 and slow[-1] < 0.7 * level
+
+# %% [markdown]
+# A training that stays on this shelf has not begun. Look there first when nothing seems to be learned: are features and
+# transcripts of the same utterance?
+#
 # ## Break it: a rate that is a hundred times too high
 #
 # Each step then leaps over the valley that it wanted to descend into.
 
 # %%
-wild = train(fresh(), spoken.text, 80, rate=1.0)
+wild = train(fresh(), one, 80, rate=1.0)
 draw.show(
     draw.curves({"rate 0.01": curve, "rate 1": wild}),
     "The same training with a rate of 1: the loss leaps and does not come down to where the other one ends.",
@@ -131,7 +184,7 @@ assert wild[-1] > 10 * curve[-1]
 # %%
 wrong = " ".join(reversed(spoken.text.split()))
 liar = fresh()
-lied = train(liar, wrong, 80, rate=0.01)
+lied = train(liar, utterance.batch([spoken._replace(text=wrong)], teacher), 80, rate=0.01)
 heard = Recogniser(liar, normaliser, bpe, beam=1).transcribe(spoken.wave)
 print(f"loss {lied[0]:.1f} -> {lied[-1]:.3f}; it hears {heard}")
 assert lied[-1] < 0.1 * lied[0]
@@ -150,7 +203,7 @@ draw.show(
 )
 
 # %% [markdown]
-# **Exercise 2.** After 300 steps of warm-up, where is the rate half of its peak again? Give the step.
+# **Exercise 3.** After 300 steps of warm-up, where is the rate half of its peak again? Give the step.
 
 # %%
 # SOLUTION: half = ...
@@ -171,7 +224,7 @@ check(
 learner, taken = fresh(), 0
 reader = Recogniser(learner, normaliser, bpe, beam=1)
 while reader.transcribe(spoken.wave) != spoken.text and taken < 200:
-    train(learner, spoken.text, 5, rate=0.01)
+    train(learner, one, 5, rate=0.01)
     taken += 5
 print(f"{taken} steps; {learner.num_parameters():,} parameters to remember {len(spoken.text.split())} words")
 assert reader.transcribe(spoken.wave) == spoken.text

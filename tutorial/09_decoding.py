@@ -179,4 +179,4 @@ assert rates[8].wer < rates[1].wer + 0.05
 # %% [markdown]
 # Where the two intervals overlap much, these hundred utterances are too few to say that the beam helps.
 #
-# **Next:** 10 distillation (to come): the probabilities themselves are what a teacher passes on.
+# **Next:** [10 distillation](10_distillation.ipynb): the probabilities themselves are what a teacher passes on.

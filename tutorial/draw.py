@@ -267,6 +267,74 @@ def attention(weights, row_seconds):
     return figure
 
 
+# --- 07 lattice: toys -----------------------------------------------------------------------------
+
+
+def _toy(axes, T, names):
+    """The nodes of a small lattice as dots: frames to the right, what is said downwards, as in lattice_on."""
+    U = len(names)
+    axes.set(xlim=(-0.4, T + 0.1), ylim=(U + 0.4, -0.45), xticks=range(T), yticks=range(U + 1), xlabel="frame t")
+    axes.set_yticklabels(["nothing yet", *names])
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.scatter(*np.indices((T, U + 1)).reshape(2, -1), color=GREY, s=25, zorder=3)
+
+
+def _toy_step(axes, t, u, says_label, width, gap=0.12):
+    """One step as an arrow: a blank to the right, a label down."""
+    color = ORANGE if says_label else BLUE
+    start, end = ((t, u + gap), (t, u + 1 - gap)) if says_label else ((t + gap, u), (t + 1 - gap, u))
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=arrow)
+
+
+def toy_paths(paths, probabilities, T, names):
+    """Every path of a small lattice in a panel of its own, with its probability."""
+    columns = 3
+    figure, axes = panels(-(-len(paths) // columns), columns, height=5, sharex=True, sharey=True, squeeze=False)
+    for ax, path, probability in zip(axes.flat, paths, probabilities, strict=False):
+        _toy(ax, T, names)
+        for step in path:
+            _toy_step(ax, *step, width=2)
+        ax.set(title=f"P = {probability:.5f}", xlabel="")
+    for ax in axes[-1]:
+        ax.set_xlabel("frame t")
+    return figure
+
+
+def toy_numbers(values, names):
+    """{title: a probability for each node (T, U+1)} of a small lattice, written at the nodes."""
+    figure, axes = panels(1, len(values), height=3, sharey=True, squeeze=False)
+    for ax, (title, numbers) in zip(axes[0], values.items(), strict=True):
+        _toy(ax, len(numbers), names)
+        for (t, u), number in np.ndenumerate(numbers):
+            ax.text(t + 0.06, u - 0.08, f"{number:.3f}", va="bottom")
+            if u < len(names):
+                _toy_step(ax, t, u, True, width=0.6)
+            if t < len(numbers) - 1 or u == len(names):
+                _toy_step(ax, t, u, False, width=0.6)
+        ax.set_title(title)
+    return figure
+
+
+def toy_arrows(taken, labels, names):
+    """taken (T, U+1, V): the probability of each step of a small lattice, as the thickness of its arrow."""
+    figure, ax = panels(height=3.6)
+    _toy(ax, len(taken), names)
+    for t, u in np.ndindex(taken.shape[:2]):
+        blank = taken[t, u, 0]
+        if t < len(taken) - 1 or u == len(names):
+            _toy_step(ax, t, u, False, width=0.3 + 7 * blank)
+            ax.text(t + 0.5, u - 0.1, f"{blank:.2f}", ha="center", va="bottom", color=BLUE)
+        if u < len(names):
+            label = taken[t, u, labels[u]]
+            _toy_step(ax, t, u, True, width=0.3 + 7 * label)
+            ax.text(t + 0.07, u + 0.5, f"{label:.2f}", va="center", color=RED)
+    ax.set_title("blank: to the right.  label: down.")
+    return figure
+
+
 # --- 07 lattice, 10 distillation ------------------------------------------------------------------
 
 
@@ -316,6 +384,36 @@ def blanks(models, names, path=None):
     for row, image, label in ((axes[0], above, "P(blank)"), (axes[1], below, "KL of the node")):
         figure.colorbar(image, ax=row, pad=0.01, aspect=15).set_label(label)
     axes[0, 0].set_ylabel("said so far")
+    return figure
+
+
+def distributions(probabilities, units, most=6):
+    """{model: P over the symbols (V,)} at one node: bars for the symbols that any of them finds most probable."""
+    figure, axes = panels(height=2.6)
+    largest = np.max(list(probabilities.values()), axis=0)
+    shown = np.argsort(-largest)[:most]
+    width = 0.8 / len(probabilities)
+    styles = zip((BLACK, BLUE, ORANGE), ("", "//", ".."), strict=True)
+    for i, ((name, values), (color, hatch)) in enumerate(zip(probabilities.items(), styles, strict=False)):
+        place = np.arange(len(shown)) + (i - (len(probabilities) - 1) / 2) * width
+        axes.bar(place, values[shown], width, color=color, hatch=hatch, edgecolor="white", label=name)
+    axes.set_xticks(range(len(shown)), [units[k] for k in shown])
+    axes.set(xlabel="symbol", ylabel="P(symbol)", ylim=(0, 1))
+    axes.legend()
+    return figure
+
+
+def where_kl_lies(kl, occupancy, names):
+    """KL of each node (T, U+1), how probably a path comes by, and the product of the two, side by side."""
+    figure, axes = panels(1, 3, height=3.2, sharex=True, sharey=True)
+    amount = {"vmin": 0, "vmax": kl.max(), "cmap": "Greys"}
+    first = lattice_on(axes[0], kl, names, bar=False, **amount)
+    lattice_on(axes[1], occupancy, names, bar=False, vmin=0, vmax=1)
+    lattice_on(axes[2], occupancy * kl, names, bar=False, **amount)
+    for ax, title in zip(axes, ("KL", "P(a path comes by)", "product of the two"), strict=True):
+        ax.set(title=title, xlabel="time (s)")
+    axes[0].set_ylabel("said so far")
+    figure.colorbar(first, ax=axes, pad=0.01, aspect=15).set_label("KL of the node")
     return figure
 
 
@@ -424,12 +522,28 @@ def beam_tree(trace, units, best):
 # --- 08 training ----------------------------------------------------------------------------------
 
 
-def curves(found, label="loss", log=True):
-    """{name: values}: a number over the steps, for one or several trainings."""
+def strip(occupancies, names):
+    """{title: occupancy (T, U+1)}: six looks into one lattice, in one scale of colours."""
+    figure, axes = panels(2, 3, height=5.4, sharex=True, sharey=True)
+    for ax, (title, occupancy) in zip(axes.flat, occupancies.items(), strict=True):
+        image = lattice_on(ax, occupancy, names, bar=False, vmin=0, vmax=1)
+        ax.set_title(title)
+    for ax in axes[1]:
+        ax.set_xlabel("time (s)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("said so far")
+    figure.colorbar(image, ax=axes, pad=0.01, aspect=25).set_label("P(a path comes here)")
+    return figure
+
+
+def curves(found, label="loss", log=True, level=None):
+    """{name: values}: a number over the steps, for one or several trainings; level: a dotted line to compare with."""
     figure, axes = panels(height=2.8)
     for (name, values), color, dash in zip(found.items(), (BLUE, RED, GREEN), ("-", "--", ":"), strict=False):
         axes.plot(np.arange(1, len(values) + 1), values, dash, color=color, label=name)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    if level is not None:
+        axes.axhline(level, color=GREY, linestyle=":")
     if len(found) > 1:
         axes.legend()
     return figure

@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 from mini_pkd import UserError
-from mini_pkd.results import Runs, read_results
+from mini_pkd.results import Runs, read_results, read_runs
 from mini_pkd.transcribe import Recogniser
 
 FOLDER = Path(__file__).parent / "models"
+SEEDS = Path(__file__).parents[1] / "results" / "tiny"
 FILES = ("model.npz", "result.json", "test-clean.txt", "test-other.txt")
 
 
@@ -40,6 +41,11 @@ def megabytes(name):
 def runs():
     """The numbers of the default run, as report.py and figures.py take them."""
     return Runs([read_results(_there(FOLDER / "results.json").parent)])
+
+
+def seeds():
+    """The numbers of the same run with several seeds, results/tiny of the project."""
+    return read_runs([SEEDS])
 
 
 def decoded(name, test_set="test-clean"):

@@ -7,10 +7,13 @@ has WORDS words and lasts between SHORTEST and LONGEST seconds.
 from collections import namedtuple
 from functools import cache
 
+import numpy as np
+
 from mini_pkd import UserError
 from mini_pkd.audio_file import read_audio
 from mini_pkd.corpus_folder import EXAMPLE, find_parts, read_part
-from mini_pkd.features import SAMPLE_RATE
+from mini_pkd.features import SAMPLE_RATE, mfcc
+from mini_pkd.ragged import Batch
 
 DATA = EXAMPLE  # data_small/numbers
 WORDS, SHORTEST, LONGEST = 5, 2.2, 2.6
@@ -37,3 +40,13 @@ def load():
             spoken.wave.setflags(write=False)  # there is one for all
             return spoken
     raise UserError(f"test-clean has no utterance of {WORDS} words and {SHORTEST} to {LONGEST} s; change the rule.")
+
+
+def batch(several, recogniser):
+    """A list of Spoken, laid end to end as training takes them -> ragged.Batch, with that recogniser's units."""
+    rows = [recogniser.normaliser(mfcc(spoken.wave)) for spoken in several]
+    labels = [np.array(recogniser.bpe.encode(spoken.text), dtype=np.int64) for spoken in several]
+    lengths, label_lengths = np.array([len(x) for x in rows]), np.array([len(y) for y in labels])
+    return Batch(
+        [spoken.id for spoken in several], np.concatenate(rows), lengths, np.concatenate(labels), label_lengths
+    )
