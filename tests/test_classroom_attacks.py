@@ -217,7 +217,9 @@ def kind(request):
 
 def test_attacks(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(form, "load", lambda name: SMALL)
-    monkeypatch.setattr(jail, "LIMITS", {**jail.LIMITS, "cpu": 1})
+    monkeypatch.setattr(jail, "LIMITS", {**jail.LIMITS, "cpu": 2})
+    folders, honest_cell = set(), jail.Jail.cell
+    monkeypatch.setattr(jail.Jail, "cell", lambda cage, *given: folders.add(cage.folder) or honest_cell(cage, *given))
     monkeypatch.setenv(MARK, "1")
     if kind == "uid":  # everything up to tmp_path may be private, as a teacher's folders are
         monkeypatch.setattr("tempfile.tempdir", "/tmp")
@@ -236,9 +238,7 @@ def test_attacks(kind, tmp_path, monkeypatch):
         (tmp_path / "class" / name / "a4.py").write_text(text)
     with zipfile.ZipFile(tmp_path / "class" / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a4.py", SOLUTION + "#" * 2**25)
-    folders, honest_cell = set(), jail.Jail.cell
-    monkeypatch.setattr(jail.Jail, "cell", lambda cage, *given: folders.add(cage.folder) or honest_cell(cage, *given))
-    results = grade.grade("a4", [tmp_path / "class"], key, out, kind, jobs=2, quiet=True, wall=6.0)
+    results = grade.grade("a4", [tmp_path / "class"], key, out, kind, jobs=2, quiet=True, wall=12.0)
     scores = {name: result["score"] for name, result in results.items()}
     assert scores.pop("honest") == scores.pop("honest_too") == 100
     assert len(scores) == len(attacks) + 1 and {name for name, score in scores.items() if score} == set()
