@@ -218,14 +218,14 @@ def kind(request):
 def test_attacks(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(form, "load", lambda name: SMALL)
     monkeypatch.setattr(jail, "LIMITS", {**jail.LIMITS, "cpu": 2})
-    folders, honest_cell = set(), jail.Jail.cell
-    monkeypatch.setattr(jail.Jail, "cell", lambda cage, *given: folders.add(cage.folder) or honest_cell(cage, *given))
     monkeypatch.setenv(MARK, "1")
     if kind == "uid":  # everything up to tmp_path may be private, as a teacher's folders are
         monkeypatch.setattr("tempfile.tempdir", "/tmp")
     os.chmod(tmp_path, 0o700)
     key, out = tmp_path / "key.json", tmp_path / "out"
     key.write_text(json.dumps({"secret": MARK, "dialect": None}))
+    folders, honest_cell = set(), jail.Jail.cell
+    monkeypatch.setattr(jail.Jail, "cell", lambda cage, *given: folders.add(cage.folder) or honest_cell(cage, *given))
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
     words = {"KEY": key, "OUT": out, "GRADER": os.getpid(), "PORT": listener.getsockname()[1], "MARK": MARK}
