@@ -224,9 +224,9 @@ def backpropagate(«root, cotangent»):
     root       Node: the result; a graph of up to 3000 nodes is behind it, in which a node may be used many times
     cotangent  (n,) float64: the gradient of the final number by root.value
 
-    Returns nothing.  For each leaf that `root` depends on, and for `root` itself if it is a leaf, it
-    «what a call does»
-    the gradient of sum(cotangent * root.value) by the leaf's value, (n,) float64, an array of the leaf's own.
+    Returns nothing.  The gradient of sum(cotangent * root.value) by a leaf's value, (n,) float64, goes to `grad` of each
+    leaf that `root` depends on (`root` itself if it is a leaf): an array of the leaf's own.  A call
+    «what a call does».
     No other array is written into: neither `cotangent` nor what a node's `backward` has returned.
     """
     order, seen, stack = [], set(), [(root, False)]
@@ -948,8 +948,9 @@ def disagreements(function, gradient, x, directions, cotangents, step):
     cotangents  (K, ...) float64: a cotangent w of the value, for each test
     step        a float: x is moved by step * v, and by -step * v
 
-    Returns (K,) float64: for each test («difference») / max(|measured|, |claimed|), with its sign; 0 where both are 0.
-    measured is the slope of sum(w * function) along v, by central differences; claimed is what `gradient` says.
+    Returns (K,) float64: for each test («difference») / max(|measured|, |claimed|), with its sign, or 0
+    where both are 0.  measured is the slope of sum(w * function) along v, by central differences; claimed is what
+    `gradient` says.
     """
     found = []
     for v, w in zip(directions, cotangents):
@@ -992,8 +993,8 @@ entries of $a \cdot b$:
 $$\text{measured} = \frac{\langle w, f(x + hv)\rangle - \langle w, f(x - hv)\rangle}{2h}
 \approx \langle w, Jv\rangle, \qquad \text{claimed} = \langle J^\top w, v\rangle.$$
 
-Return («difference») / max(|measured|, |claimed|) for each pair $(v, w)$, with its sign. A right gradient gives about
-$h^2$, because what a central difference leaves out is $\frac{h^2}{6} f'''$. If both numbers are 0, so is the
+Return («difference») / max(|measured|, |claimed|) for each pair $(v, w)$, with its sign. A right
+gradient gives about $h^2$, because what a central difference leaves out is $\frac{h^2}{6} f'''$. If both numbers are 0, so is the
 disagreement.
 
 Why random $w$? The softmax of a vector sums to one, whatever its input, so with $w$ all ones the right gradient is
@@ -1102,8 +1103,8 @@ its result, the gradient of the loss by it, into the cotangents of its inputs.
 You write the pass itself, then three operations of a speech recogniser with their gradients (layer norm, log-softmax,
 embedding), and a checker that finds wrong gradients, yours and those of others.
 
-In this class N vectors stand in an array as its **«row»s**, and a function that takes a cotangent takes it as in its
-signature: look at the order of the arguments.
+In this class N vectors stand in an array as its **«row»s**. Where a function takes a cotangent, look at its signature for the
+order of the arguments.
 """,
     debugging=r"""
 - Write the checker (task 5) first, if you like: then it judges tasks 2 and 3 for you. Keep the cotangent random.
