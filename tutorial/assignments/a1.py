@@ -224,8 +224,8 @@ def backpropagate(«root, cotangent»):
     root       Node: the result; a graph of up to 3000 nodes is behind it, in which a node may be used many times
     cotangent  (n,) float64: the gradient of the final number by root.value
 
-    Returns nothing.  The gradient of sum(cotangent * root.value) by a leaf's value, (n,) float64, goes to `grad` of each
-    leaf that `root` depends on (`root` itself if it is a leaf): an array of the leaf's own.  A call
+    Returns nothing.  The gradient of sum(cotangent * root.value) by a leaf's value, (n,) float64, goes to `grad` of
+    each leaf that `root` depends on (`root` itself if it is a leaf): an array of the leaf's own.  A call
     «what a call does».
     No other array is written into: neither `cotangent` nor what a node's `backward` has returned.
     """
@@ -994,8 +994,8 @@ $$\text{measured} = \frac{\langle w, f(x + hv)\rangle - \langle w, f(x - hv)\ran
 \approx \langle w, Jv\rangle, \qquad \text{claimed} = \langle J^\top w, v\rangle.$$
 
 Return («difference») / max(|measured|, |claimed|) for each pair $(v, w)$, with its sign. A right
-gradient gives about $h^2$, because what a central difference leaves out is $\frac{h^2}{6} f'''$. If both numbers are 0, so is the
-disagreement.
+gradient gives about $h^2$, because what a central difference leaves out is $\frac{h^2}{6} f'''$. If both numbers are
+0, so is the disagreement.
 
 Why random $w$? The softmax of a vector sums to one, whatever its input, so with $w$ all ones the right gradient is
 zero, and so is a wrong one that returns zeros. Directions and cotangents are inputs here, so that everybody gets the
@@ -1103,8 +1103,8 @@ its result, the gradient of the loss by it, into the cotangents of its inputs.
 You write the pass itself, then three operations of a speech recogniser with their gradients (layer norm, log-softmax,
 embedding), and a checker that finds wrong gradients, yours and those of others.
 
-In this class N vectors stand in an array as its **«row»s**. Where a function takes a cotangent, look at its signature for the
-order of the arguments.
+In this class N vectors stand in an array as its **«row»s**. Where a function takes a cotangent, look at its
+signature for the order of the arguments.
 """,
     debugging=r"""
 - Write the checker (task 5) first, if you like: then it judges tasks 2 and 3 for you. Keep the cotangent random.
