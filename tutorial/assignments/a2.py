@@ -84,7 +84,7 @@ CONVENTIONS = {
             "AA A": "[MARK, AA, A]",
             "pair across words": "[C, MARK]",
             "C C": "[MARK, C, MARK, C]",
-            "C ▁": "C ▁",
+            "C, ▁": "C, ▁",
         },
         "marker at the end": {
             "marked word": "word + MARKER",
@@ -102,7 +102,7 @@ CONVENTIONS = {
             "AA A": "[AA, A, MARK]",
             "pair across words": "[MARK, C]",
             "C C": "[C, MARK, C, MARK]",
-            "C ▁": "▁ C",
+            "C, ▁": "▁, C",
         },
     },
 }
@@ -258,8 +258,8 @@ shift. No sample may be lost, so for $n \geq 1$
 
 $$T = 1 + \max\Bigl(0, \Bigl\lceil \frac{n - W}{S} \Bigr\rceil\Bigr),$$
 
-and what the last frame lacks is filled with **«filled with»**. Without samples there are no frames: the
-result has the shape («T, W») with T = 0.
+and what the last frame lacks is filled with **«filled with»**.
+Without samples there are no frames: the result has the shape («T, W») with T = 0.
 """,
     tests="""
 def test_the_frames():
@@ -409,8 +409,8 @@ def cepstra(frames, filters):
     handout=r"""
 For each frame, with $M = 2(K - 1)$ points of the Fourier transform:
 
-1. a **«Window»** window, which lets the frame fade in and out: $x_n w_n$ with $«formula»$ for
-   $n = 0, \dots, W - 1$ (in numpy: `np.«window»`);
+1. a **«Window»** window, which lets the frame fade in and out: $x_n w_n$ with
+   $«formula»$ for $n = 0, \dots, W - 1$ (in numpy: `np.«window»`);
 2. the power spectrum $P_k = |\text{FFT}_M(xw)_k|^2 / M$ for $k = 0, \dots, K - 1$ (`np.fft.rfft` fills up with zeros);
 3. mel filters, given as a matrix: $e_f = \sum_k \text{filters}_{fk} P_k$, and $e_f = \max(e_f, 1)$ because digital
    silence would have the logarithm $-\infty$ (the 1 is `FLOOR` in your file);
@@ -740,8 +740,8 @@ def learn_merges(counts, wanted):
     counts  {word: how often it occurs in the text, 1 or more}; no word is empty or contains MARKER
     wanted  how many merges to learn, 0 or more; fewer when every word is one unit
 
-    Each word gets the MARKER «where the marker is» it.  The id «ids»:
-    first the characters in the order of their code points, MARKER among them (even without words), then the merges in
+    Each word gets the MARKER «where the marker is» it.  Ids: «ids».
+    First come the characters in the order of their code points, MARKER among them (even without words), then the merges in
     the order in which they are learned.
 
     Again and again, the pair of neighbours that stands most often in the whole text is glued together, in all words, in
@@ -830,11 +830,12 @@ A recogniser writes **units**: letters, pieces of words, whole words if they are
 
     THE  ->  «THE»
 
-Then, again and again, count all pairs of neighbours in the whole text, glue the most frequent one together everywhere,
-`(T, H)` for instance, `«TH»`, and give the new unit the next id. Pairs never reach from one word to the next. Words
+Then, again and again, count all pairs of neighbours in the whole text, glue the most frequent one together everywhere
+(here T and H: «TH»), and give the new unit the next id. Pairs never reach from one word to the next. Words
 that occur often count as often as they occur.
 
-- Ids: «ids». First the characters, sorted (`sorted` does what is wanted; ▁ comes after the letters).
+- Ids: «ids».
+  First come the characters, sorted (`sorted` does what is wanted; ▁ comes after the letters), then the merges.
 - Ties: the **«winner»** pair wins, compared as Python compares tuples of ids: the left id first, then the right.
 - AAA holds the pair (A, A) twice, at two positions, but gluing from left to right leaves AA A.
 - Stop when there are as many merges as wanted, or when no word has two units. Pairs that stand once are merged as well.
@@ -962,8 +963,8 @@ def encode(text, characters, merges):
     characters  text: the characters in the order of their ids, MARKER among them
     merges      (M, 2) int64: the pairs of ids that are glued together, in the order in which they were learned
 
-    The id «ids»:
-    first the characters, then the merges in their order.  Each word gets the MARKER «where the marker is» it and is
+    Ids: «ids».
+    First come the characters, then the merges in their order.  Each word gets the MARKER «where the marker is» it and is
     encoded by itself: no pair is glued across two words, even if `merges` has one that could be.
 
     Returns (N,) int64: the ids of all words, one word behind the other.
@@ -1051,15 +1052,15 @@ def _join(units, pair, new):
     cases=encoding_cases,
     oracle=encoding_oracle,
     handout=r"""
-Encoding replays training. Write the word as its characters, with the marker ▁ **«where the marker is»** it. Of all
-pairs of neighbours that `merges` knows, glue the one that was **learned first**, wherever it stands in the word, from
-left to right; look again; stop when no pair is known.
+Encoding replays training. Write the word as its characters, with the marker ▁ **«where the marker is»** it.
+Of all pairs of neighbours that `merges` knows, glue the one that was **learned first**, everywhere in the word, from left
+to right; look again; stop when no pair is known.
 
-- Ids: «ids». First the characters, in the order of `characters`, then the merges: the m-th pair of `merges`, counted
-  from 0, becomes the unit that many places after the last character.
+- Ids: «ids».
+  First come the characters, in the order of `characters`, then the merges in theirs.
 - The order matters. If (B, C) was learned before (A, B), then ABC is A BC, although AB is the longer beginning.
-- A vocabulary from elsewhere may hold a pair such as (C, ▁) or (▁, C), which stands where two words meet. It is never
-  glued there, because each word is encoded by itself.
+- A vocabulary from elsewhere may hold a pair such as («C, ▁»), which stands where two words meet. It is never glued
+  there, because each word is encoded by itself.
 """,
     tests="""
 A, B, C, MARK = range(«first id», «first id» + 4)
