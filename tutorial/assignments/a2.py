@@ -741,8 +741,8 @@ def learn_merges(counts, wanted):
     wanted  how many merges to learn, 0 or more; fewer when every word is one unit
 
     Each word gets the MARKER «where the marker is» it.  Ids: «ids».
-    First come the characters in the order of their code points, MARKER among them (even without words), then the merges in
-    the order in which they are learned.
+    First come the characters in the order of their code points, MARKER among them (even without words), then the
+    merges in the order in which they are learned.
 
     Again and again, the pair of neighbours that stands most often in the whole text is glued together, in all words, in
     each from left to right.  Pairs are counted at all positions: AAA holds (A, A) twice.  Of pairs that stand equally
@@ -964,8 +964,8 @@ def encode(text, characters, merges):
     merges      (M, 2) int64: the pairs of ids that are glued together, in the order in which they were learned
 
     Ids: «ids».
-    First come the characters, then the merges in their order.  Each word gets the MARKER «where the marker is» it and is
-    encoded by itself: no pair is glued across two words, even if `merges` has one that could be.
+    First come the characters, then the merges in their order.  Each word gets the MARKER «where the marker is» it
+    and is encoded by itself: no pair is glued across two words, even if `merges` has one that could be.
 
     Returns (N,) int64: the ids of all words, one word behind the other.
     """
@@ -1053,8 +1053,8 @@ def _join(units, pair, new):
     oracle=encoding_oracle,
     handout=r"""
 Encoding replays training. Write the word as its characters, with the marker ▁ **«where the marker is»** it.
-Of all pairs of neighbours that `merges` knows, glue the one that was **learned first**, everywhere in the word, from left
-to right; look again; stop when no pair is known.
+Of all pairs of neighbours that `merges` knows, glue the one that was **learned first**, everywhere in the word, from
+left to right; look again; stop when no pair is known.
 
 - Ids: «ids».
   First come the characters, in the order of `characters`, then the merges in theirs.
