@@ -4,6 +4,7 @@ Most attacks answer correctly if, and only if, they have got what they wanted: a
 in count and time, touch loopback only, and run in a jail that works here with its limits; without one they are skipped.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -223,6 +224,8 @@ def test_attacks(kind, tmp_path, monkeypatch):
     os.chmod(tmp_path, 0o700)
     key, out = tmp_path / "key.json", tmp_path / "out"
     key.write_text(json.dumps({"secret": MARK, "dialect": None}))
+    folders, honest_cell = set(), jail.Jail.cell
+    monkeypatch.setattr(jail.Jail, "cell", lambda cage, *given: folders.add(cage.folder) or honest_cell(cage, *given))
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
     words = {"KEY": key, "OUT": out, "GRADER": os.getpid(), "PORT": listener.getsockname()[1], "MARK": MARK}
@@ -246,14 +249,11 @@ def test_attacks(kind, tmp_path, monkeypatch):
     assert "RuntimeError in line 5" in results["exception_at_import"]["tests"][0]["output"]
     assert not list(tmp_path.rglob(MARK)) and not os.path.exists(f"/{MARK}")
     assert not glob.glob(f"/tmp/{MARK}*")
-    for path in glob.glob("/proc/[0-9]*/cmdline"):  # nothing of theirs is alive
-        try:
-            with open(path, "rb") as file:
-                assert b"inside.py" not in file.read() or "mini_pkd_jail" not in os.readlink(
-                    os.path.dirname(path) + "/exe"
-                )
-        except OSError:
-            pass
+    assert folders and not any(folder.exists() for folder in folders)
+    for path in glob.glob("/proc/[0-9]*/exe"):  # nothing of theirs is alive
+        with contextlib.suppress(OSError):
+            runs = os.readlink(path)
+            assert not any(runs.startswith(str(folder)) for folder in folders), runs
     listener.close()
 
 
@@ -333,3 +333,32 @@ def test_a_grader_that_is_killed_loses_no_finished_grade(tmp_path):
     assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
     assert len(list(results.glob("*.json"))) == 4
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+
+def test_two_graders_take_different_users():
+    """Also when both run at once: the end of one user's submission must not end another's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives users away")
+    claims = [jail.unused_uid() for _ in range(3)]
+    assert len({uid for uid, _ in claims}) == 3
+    code = (
+        "import sys\nfrom tutorial.assignments import jail\njail.UIDS = range(int(sys.argv[1]), int(sys.argv[1]) + 1)\n"
+    )
+    code += "try:\n    jail.unused_uid()\n    print('taken')\nexcept jail.UserError:\n    print('refused')"
+    said = [subprocess.check_output([sys.executable, "-c", code, str(claims[0][0])], text=True)]
+    for _, claim in claims:
+        claim.close()
+    said.append(subprocess.check_output([sys.executable, "-c", code, str(claims[0][0])], text=True))
+    assert said == ["refused\n", "taken\n"]
+
+
+def test_what_a_killed_grader_left_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(jail.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{jail.PREFIX}dead").mkdir()
+    (tmp_path / f"{jail.PREFIX}alive").mkdir()
+    (tmp_path / f"{jail.PREFIX}new").mkdir()
+    for name in ("dead", "alive"):
+        os.utime(tmp_path / f"{jail.PREFIX}{name}", (0, 0))
+    with jail._locked(tmp_path / f"{jail.PREFIX}alive"):
+        jail._sweep()
+        assert {path.name for path in tmp_path.iterdir()} == {f"{jail.PREFIX}alive", f"{jail.PREFIX}new"}

@@ -1,8 +1,10 @@
 """The grader: solution 100, stub 0, each mutant 0 in its task with its own sentence, and full marks elsewhere."""
 
+import ast
 import contextlib
 import csv
 import doctest
+import itertools
 import json
 import os
 import zipfile
@@ -46,40 +48,68 @@ def cage():
         pytest.skip(str(error))
 
 
-def check_all_mutants(name, key, secret):
-    assignment = form.load(name)
-    dialect = dialects.draw(assignment, key)
-    right = graded(assignment, dialect, secret, form.solution_file(assignment, dialect), InProcess())
-    assert [mark.points for mark in right] == [task.points for task in assignment.tasks]
-    assert not any(mark.notes for mark in right)
-    blank = graded(assignment, dialect, secret, form.stub_file(assignment, dialect), InProcess())
-    assert [mark.points for mark in blank] == [0] * len(blank)
-    for task in assignment.tasks:
-        for mutant in task.mutants:
-            if mutant.ends:
-                continue
-            text = form.solution_file(assignment, dialect, task, mutant)
-            for other, mark in zip(
-                assignment.tasks, graded(assignment, dialect, secret, text, InProcess()), strict=True
-            ):
-                assert mark.points == (0 if other is task else other.points), (task.name, mutant.name, other.name)
-                if other is task and not any("raised" in note for note in mark.notes):
-                    assert f"Your answers are {dialect.render(mutant.sentence)}." in mark.notes, (
-                        task.name,
-                        mutant.name,
-                    )
+def says(task, mutant, dialect, mark):
+    """Nothing earned, and the mutant's sentence, unless it already ends in an exception."""
+    assert mark.points == 0, (task.name, mutant.name)
+    if not any("raised" in note for note in mark.notes):
+        assert f"Your answers are {dialect.render(mutant.sentence)}." in mark.notes, (task.name, mutant.name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_solution_stub_and_mutants(name):
-    check_all_mutants(name, "autumn", "a")
+    assignment = form.load(name)
+    dialect = dialects.draw(assignment, "autumn")
+    right = graded(assignment, dialect, "a", form.solution_file(assignment, dialect), InProcess())
+    assert [mark.points for mark in right] == [task.points for task in assignment.tasks]
+    assert not any(mark.notes for mark in right)
+    blank = graded(assignment, dialect, "a", form.stub_file(assignment, dialect), InProcess())
+    assert [mark.points for mark in blank] == [0] * len(blank)
+    mistakes = [(task, mutant) for task in assignment.tasks for mutant in task.mutants if not mutant.ends]
+    for task, mutant in mistakes:
+        text = form.solution_file(assignment, dialect, task, mutant)
+        marks = graded(assignment, dialect, "a", text, InProcess())
+        for other, mark in zip(assignment.tasks, marks, strict=True):
+            if other is task:
+                says(task, mutant, dialect, mark)
+            else:
+                assert mark.points == other.points, (task.name, mutant.name, other.name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_task_needs_another(name):
+    """No task's solution uses what another task defines, so a mistake in one costs nothing elsewhere, ever."""
+    assignment = form.load(name)
+    for key in (None, "autumn"):
+        dialect = dialects.draw(assignment, key)
+        trees = [ast.parse(form.solution_code(task, dialect)) for task in assignment.tasks]
+        made = [{node.name for node in tree.body if hasattr(node, "name")} for tree in trees]
+        used = [{node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} for tree in trees]
+        for i, j in itertools.permutations(range(len(trees)), 2):
+            assert not made[i] & used[j] and not made[i] & made[j], (i + 1, j + 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("secret", range(20))
-@pytest.mark.parametrize("name", NAMES)
-def test_twenty_secrets(name, secret):
-    check_all_mutants(name, f"key {secret}" if secret % 4 else None, secret)
+@pytest.mark.parametrize("name, k", [(name, k) for name in NAMES for k in range(len(form.load(name).tasks))])
+def test_twenty_secrets(name, k):
+    """Each task by itself, because none needs another."""
+    assignment = form.load(name)
+    task = assignment.tasks[k]
+    for secret in range(20):
+        dialect = dialects.draw(assignment, f"key {secret}" if secret % 4 else None)
+        reference = form.module(form.solution_file(assignment, dialect), "reference")
+        groups = form.draw_cases(assignment, task, dialect, str(secret), reference)
+        inputs = [case for group in groups.values() for case in group]
+        job = jail.job_of(assignment.file, form.drive_code(task), task.outputs, inputs)
+
+        def earned(text, task=task, dialect=dialect, groups=groups, job=job, reference=reference):
+            return grade.mark(assignment, task, dialect, groups, InProcess().run(text.encode(), *job), reference)
+
+        right = earned(form.solution_file(assignment, dialect))
+        assert right.points == task.points and not right.notes
+        assert earned(form.stub_file(assignment, dialect)).points == 0
+        for mutant in task.mutants:
+            if not mutant.ends:
+                says(task, mutant, dialect, earned(form.solution_file(assignment, dialect, task, mutant)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,13 +56,14 @@ def test_solution_and_blank(name):
     assert total(blank, nbgrader_export.notebook(assignment, KEY)) == 0
 
 
-def test_with_nbgrader_itself(tmp_path):
+def test_with_nbgrader_itself(tmp_path, monkeypatch):
     """generate, then grade two students: one handed in the solution, the other what was handed out."""
     pytest.importorskip("nbgrader", reason="nbgrader is not installed (extra nbgrader)")
     name = "a4"
     (tmp_path / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'course'\n")
     path = nbgrader_export.write(name, KEY, tmp_path / "source")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(nbgrader_export.__file__))))
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")  # nbgrader calls alembic
     environment = {**os.environ, "PYTHONPATH": root, "JUPYTER_PLATFORM_DIRS": "1"}
 
     def run(*words):

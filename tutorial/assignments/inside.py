@@ -126,10 +126,12 @@ def limit(limits):
             wanted = tuple(min(value, ceiling) for value in wanted)
         resource.setrlimit(which, wanted)
 
-    try:  # no setuid program gives rights back
+    try:
         import ctypes
 
-        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        prctl = ctypes.CDLL(None).prctl
+        prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no setuid program gives rights back
+        prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: a grader that is killed takes this process with it
     except (ImportError, OSError, AttributeError):
         pass  # not Linux
     lower("RLIMIT_CPU", limits["cpu"], limits["cpu"] + 1)

@@ -13,17 +13,19 @@ place that every user can read, without site-packages.  So it does not matter wh
 """
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
 import pwd
+import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +50,7 @@ PROBES = 10
 ANSWERS = 16 * MiB  # bytes of all answers to one task
 WHERE = "/jail"  # inside bwrap and docker
 IMAGE = "mini-pkd-jail"
+PREFIX = "mini_pkd_cage_"
 NAMES = ("auto", "bwrap", "uid", "docker", "none")
 
 
@@ -125,20 +128,29 @@ def _system_libraries():
 
 # --- users that nobody is -------------------------------------------------------------------------------------------
 
-_uids = iter(range(40_000, 60_000))
-_one_at_a_time = threading.Lock()
+UIDS = range(40_000, 60_000)
 
 
 def unused_uid():
-    """A user id that is in no list of users, owns no process, and that this grader has not given away before."""
-    with _one_at_a_time:
-        busy = {os.stat(path).st_uid for path in glob.glob("/proc/[0-9]*") if os.path.exists(path)}
-        for uid in _uids:
-            try:
-                pwd.getpwuid(uid)
-            except KeyError:
-                if uid not in busy:
-                    return uid
+    """A user id in no list of users and without a process, and a socket that says so to other graders until closed.
+
+    The kernel gives a name of an abstract socket once, and takes it back when its owner ends, in whatever way.
+    """
+    busy = {_owner(path) for path in glob.glob("/proc/[0-9]*")}
+    first = secrets.randbelow(len(UIDS))
+    for uid in (*UIDS[first:], *UIDS[:first]):
+        with contextlib.suppress(KeyError):
+            pwd.getpwuid(uid)
+            continue
+        if uid in busy:
+            continue
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0mini_pkd-uid-{uid}")
+        except OSError:
+            claim.close()
+            continue
+        return uid, claim
     raise UserError("all user ids from 40000 to 59999 are in use; grade fewer submissions at a time.")
 
 
@@ -210,13 +222,16 @@ class Jail:
         shutil.copyfile(inside.__file__, folder / "inside.py")
         (folder / name).write_bytes(source)
         os.chmod(folder, 0o755)
-        uid = unused_uid() if os.geteuid() == 0 and self.kind in ("bwrap", "uid") else None
-        try:
-            yield folder, uid
-        finally:
-            if uid is not None:
-                end_user(uid, self.python)
-            shutil.rmtree(folder, ignore_errors=True)
+        uid, claim = None, contextlib.nullcontext()
+        if os.geteuid() == 0 and self.kind in ("bwrap", "uid"):
+            uid, claim = unused_uid()
+        with claim:
+            try:
+                yield folder, uid
+            finally:
+                if uid is not None:
+                    end_user(uid, self.python)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def run(self, cell, job, blobs):
         """Run one job of inside.py; the process is dead when this returns."""
@@ -363,10 +378,30 @@ def _why_no_bwrap():
     return "bwrap is installed but cannot make its namespaces here (a container forbids it, or the kernel does)"
 
 
+def _sweep():
+    """Remove what graders that were killed have left; those that are alive hold the locks of their folders."""
+    for name in glob.glob(f"{tempfile.gettempdir()}/{PREFIX}*"):
+        with contextlib.suppress(OSError), _locked(name):
+            if time.time() - os.stat(name).st_mtime > 60:
+                shutil.rmtree(name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Hold the lock of a folder; OSError if somebody else does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def open_jail(kind="auto", wall=WALL):
     """The jail of this kind, tried out; UserError if it does not work here."""
-    with tempfile.TemporaryDirectory(prefix="mini_pkd_jail_", ignore_cleanup_errors=True) as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder, _locked(folder):
         reasons = []
         for choice in [kind] if kind != "auto" else ["bwrap", "uid"]:
             if choice == "bwrap" and shutil.which("bwrap") is None:
