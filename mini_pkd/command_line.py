@@ -27,7 +27,10 @@ AT_MOST = {
     "beam": MAX_BEAM, "max_symbols": 100, "window": 10_000, "kernel": 1000, "time_masks": 1000, "freq_masks": 1000,
     "blocks": 1000, "lstm_layers": 100, "epochs": 100_000,
 }  # fmt: skip
-CHOICES = {"kl": ("full", "collapsed"), "mixing": ("add", "convex"), "feature_type": ("float32", "float16")}
+CHOICES = {
+    "kl": ("full", "collapsed"), "kl_weighting": ("nodes", "paths"), "mixing": ("add", "convex"),
+    "feature_type": ("float32", "float16"),
+}  # fmt: skip
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -149,9 +149,9 @@ def rnnt_gradient_rows(logits, source, node_of, bias, log_Z, node_labels, take_b
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
-def add_bias(row, bias):
+def add_bias(row, bias, out):
     for k in range(row.shape[0]):
-        row[k] += bias[k]
+        out[k] = row[k] + bias[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
@@ -180,22 +180,23 @@ def mix_rows(P, kl_row, at, c):
 
 @kernel(weight=4, readable=KL)
 def distil_full(
-    logits, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label, rnnt_weight,
-    kl_weight, kl,
+    logits, source, node_of, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label,
+    rnnt_weight, kl_weight, node_weight, kl,
 ):  # fmt: skip
-    """Logits become the gradient of rnnt_weight * RNN-T + kl_weight * KL by them, in place; kl gets a KL per node.
+    """Row i becomes the gradient of rnnt_weight * RNN-T + kl_weight * KL by the logits of node_of[i], which stand in
+    row source[i] (the teacher's in row i).  kl gets node_weight times the KL of each of these nodes.
 
-    The KL's part is (P_S - P_T) / tau.  teacher_logits serve as working space.
+    The KL's part is node_weight (P_S - P_T) / tau.  teacher_logits serve as working space.
     """
     one = logits.dtype.type(1)
     scale = logits.dtype.type(1 / temperature)
-    for n in prange(logits.shape[0]):
-        row, teacher_row = logits[n], teacher_logits[n]
-        add_bias(row, bias)
-        add_bias(teacher_row, teacher_bias)
+    for i in prange(node_of.shape[0]):
+        n, row, teacher_row = node_of[i], logits[i], teacher_logits[i]
+        add_bias(logits[source[i]], bias, row)
+        add_bias(teacher_row, teacher_bias, teacher_row)
         top, teacher_top = row_max(row), row_max(teacher_row)
         at_blank, at_label = rnnt_weight * take_blank[n], rnnt_weight * take_label[n]
-        at, c = flush(row.dtype.type(at_blank + at_label)), row.dtype.type(kl_weight)
+        at, c = flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))
 
         # KL = sum_k P_T(k) (x_T(k) - x_S(k)) - ln Z_T + ln Z_S, where x are the shifted and scaled logits
         Z = teacher_Z = cross = one - one
@@ -225,7 +226,8 @@ def distil_full(
                 teacher_row[k] = exp((row[k] - top) * scale) * p - teacher_row[k] * p_teacher
             at /= exp_row(row, top, one)  # the RNN-T loss itself knows no temperature
             mix_rows(row, teacher_row, at, c)
-        kl[n] = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
+        divergence = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
+        kl[n] = node_weight[n] * divergence
         subtract_steps(row, at_blank, at_label, node_labels[n])
 
 
@@ -255,28 +257,29 @@ def class_log_probs(row, label, scale):
 
 @kernel(weight=4, readable=KL)
 def distil_collapsed(
-    logits, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label, rnnt_weight,
-    kl_weight, kl,
+    logits, source, node_of, bias, teacher_logits, teacher_bias, node_labels, temperature, take_blank, take_label,
+    rnnt_weight, kl_weight, node_weight, kl,
 ):  # fmt: skip
     """As distil_full, with three classes.  Once the teacher's three numbers are known, its row holds the KL's gradient:
     P_S(c) - P_T(c) for class c, and in the rest each symbol's share of it, P_S(k) / P_S(rest).
     """
     one = logits.dtype.type(1)
     scale = logits.dtype.type(1 / temperature)
-    for n in prange(logits.shape[0]):
-        row, out = logits[n], teacher_logits[n]
+    for i in prange(node_of.shape[0]):
+        n, row, out = node_of[i], logits[i], teacher_logits[i]
         y = node_labels[n]
-        add_bias(row, bias)
-        add_bias(out, teacher_bias)
+        add_bias(logits[source[i]], bias, row)
+        add_bias(out, teacher_bias, out)
         t_blank, t_label, t_rest = class_log_probs(out, y, scale)
         for k in range(row.shape[0]):
             out[k] = row[k]
         s_blank, s_label, s_rest = class_log_probs(out, y, scale)
         t_blank_p, t_label_p, t_rest_p = np.exp(t_blank), np.exp(t_label), np.exp(t_rest)
         s_blank_p, s_label_p, s_rest_p = np.exp(s_blank), np.exp(s_label), np.exp(s_rest)
-        kl[n] = t_blank_p * (t_blank - s_blank) + t_rest_p * (t_rest - s_rest)
+        divergence = t_blank_p * (t_blank - s_blank) + t_rest_p * (t_rest - s_rest)
         if y >= 0:
-            kl[n] += t_label_p * (t_label - s_label)
+            divergence += t_label_p * (t_label - s_label)
+        kl[n] = node_weight[n] * divergence
 
         # P_S at temperature 1 for the RNN-T loss: in row; P_S(k) / P_S(rest) at tau: in out
         if temperature == 1.0:
@@ -295,7 +298,8 @@ def distil_collapsed(
             out[y] = (s_label_p - t_label_p) / temperature
 
         at_blank, at_label = rnnt_weight * take_blank[n], rnnt_weight * take_label[n]
-        mix_rows(row, out, flush(row.dtype.type(at_blank + at_label)), row.dtype.type(kl_weight))
+        at, c = flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))
+        mix_rows(row, out, at, c)
         subtract_steps(row, at_blank, at_label, y)
 
 

@@ -11,12 +11,17 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
    gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
 
 **Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
-each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
+each logit is at most the probability w that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
 of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the table's largest
 entry).  All that is left out of a batch has together less probability than float32 loses when it rounds a 1
 (`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.  It is
 most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies them
-up to a hundred times slower.  A teacher is followed at every node, so with one every node stays.
+up to a hundred times slower.
+
+**With a teacher** it depends on `kl_weighting`.  With "nodes" the teacher is followed at every node, so every node
+stays.  With "paths" the KL is weighted by w as well, and its gradient by a logit is at most w / tau: the same nodes are
+left out for the same reason, and the teacher is not asked there.  A KL has no such bound, but a student that gives no
+symbol less than e^-100 keeps it below 100: what is left out of their sum is less than 100 roundings of a 1.
 
 Buffers have one meaning each.  The only array that changes its meaning is a chunk's `logits`, whose rows become
 `d_logits` in place, in one kernel.  Row i of a chunk's matrices belongs to node `node_of[i]`, and `row_of` is the way
@@ -191,18 +196,21 @@ def scratch(name, rows, columns, dtype):
 
 def walk_lattice(
     student, labels, lengths, label_lengths, gradients=True, rnnt_weight=1.0, teacher=None, kind="full",
-    temperature=1.0, kl_weight=0.0, chunk_bytes=CHUNK_BYTES, keep_bytes=KEEP_BYTES, negligible=None,
+    temperature=1.0, kl_weight=0.0, kl_weighting="nodes", chunk_bytes=CHUNK_BYTES, keep_bytes=KEEP_BYTES,
+    negligible=None,
 ):  # fmt: skip
     """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
 
     student, teacher    (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
-    kind, temperature   of the KL, see lattice_kl.py
+    kind, temperature   of the KL, see lattice_kl.py,
+    kl_weighting        and so is this, "nodes" or "paths"
     chunk_bytes         logits (both networks') of one chunk
     keep_bytes          logits of the last chunks that stay from the first walk to the second, and are not made again
-    negligible          without a teacher, a node gets no gradient if a path comes by with at most this probability;
-                        by default so little that float32 (or float64) sums do not notice; 0 keeps all that are visited
+    negligible          a node gets no row in the second walk if a path comes by with at most this probability (never
+                        so with a teacher and "nodes"); by default so little that float32 (or float64) sums do not
+                        notice; 0 keeps all that are visited
 
-    Returns RNN-T losses (B,), KL (B,), and the gradients of
+    Returns RNN-T losses (B,), weighted KL (B,), and the gradients of
     rnnt_weight * sum of losses + kl_weight * sum of KL by enc, pred, table and bias, or None.
     """
     enc, _, table, bias = student
@@ -234,7 +242,7 @@ def walk_lattice(
 
     for first, last, chunks in groups:
         N = chunks[-1].nodes.stop
-        blank, label, log_Z, go_on, speak, take_blank, take_label, kl = scratch("nodes", 8, N, np.float64)
+        blank, label, log_Z, go_on, speak, take_blank, take_label, weight, kl = scratch("nodes", 9, N, np.float64)
         standing = {}  # logits of the first walk by chunk; where they do not stay, the next chunk's replace them
         for back, chunk in reversed(list(enumerate(reversed(chunks)))):
             at = chunk.nodes
@@ -249,26 +257,27 @@ def walk_lattice(
         totals = np.empty(last - first)
         forward_backward(blank, label, node_start, columns, go_on, speak, take_blank, take_label, totals)
         losses[first:last] = -totals
+        weight[:] = 1.0 if teacher is not None and kl_weighting == "nodes" else take_blank + take_label
+        kl[:] = 0.0
 
         for chunk in reversed(chunks) if gradients or teacher is not None else ():
             at, stands = chunk.nodes, chunk in standing
-            node_of = row_of = chunk.all
-            if teacher is None:
-                node_of, row_of = rows_of_nodes(take_blank[at] + take_label[at], negligible, stands)
+            node_of, row_of = rows_of_nodes(weight[at], negligible, stands)
             height = len(node_of)
+            source = node_of if stands else row_of[node_of]
             if chunk is not chunks[-1] or height < chunk.size:  # else the hidden rows of the first walk still stand
                 hidden = hidden_of(student, chunk, row_of, height, "student")
             logits = standing[chunk] if stands else logits_of(student, hidden, "student 0")
             if teacher is None:
                 rnnt_gradient_rows(
-                    logits, node_of if stands else row_of[node_of], node_of, bias, log_Z[at], chunk.labels,
-                    take_blank[at], take_label[at], float(rnnt_weight),
+                    logits, source, node_of, bias, log_Z[at], chunk.labels, take_blank[at], take_label[at],
+                    float(rnnt_weight),
                 )  # fmt: skip
             else:
                 teacher_logits = logits_of(teacher, hidden_of(teacher, chunk, row_of, height, "teacher"), "teacher")
                 distil(
-                    logits, bias, teacher_logits, teacher[3], chunk.labels, float(temperature), take_blank[at],
-                    take_label[at], float(rnnt_weight), float(kl_weight), kl[at],
+                    logits, source, node_of, bias, teacher_logits, teacher[3], chunk.labels, float(temperature),
+                    take_blank[at], take_label[at], float(rnnt_weight), float(kl_weight), weight[at], kl[at],
                 )  # fmt: skip
             if gradients:
                 d_hidden = matrix("d_hidden", height, J)

@@ -142,6 +142,19 @@ def readable(log_probs, labels):
     return -total, gradient
 
 
+def occupancies(log_probs, labels):
+    """(T, U+1): the probability that a path comes by each node, given the transcript: exp(alpha + beta - total).
+
+    >>> coins = np.log(np.full((2, 2, 2), 0.5))  # 2 frames, 1 label ...
+    >>> coins[0, 0] = np.log([0.25, 0.75])  # ... which three paths of four say in the first frame
+    >>> print(occupancies(coins, [1]).round(6))
+    [[1.   0.75]
+     [0.25 1.  ]]
+    """
+    alpha, beta = forward_variables(log_probs, labels), backward_variables(log_probs, labels)
+    return np.exp(alpha + beta[:-1] - beta[0, 0])
+
+
 def best_path(log_probs, labels):
     """The most probable path, as `paths` yields it, and its log-probability: alpha with max in place of the sum."""
     T, columns, _ = log_probs.shape

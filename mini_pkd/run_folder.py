@@ -11,6 +11,7 @@
 Each of them is replaced as a whole or not at all (checkpoint.py), and checked when it is read (records.py).
 """
 
+import dataclasses
 import json
 import platform
 from pathlib import Path
@@ -130,6 +131,9 @@ class RunFolder:
         before = read_record(path, shape, "choose another --out, or delete that folder")
         history = before.pop("history") or []
         before = _flatten(before)
+        for field in dataclasses.fields(self.scale.settings):  # an older version had what is the default of a new one
+            if before.get(f"settings.{field.name}") is None and field.default is not dataclasses.MISSING:
+                before[f"settings.{field.name}"] = field.default
         different = {key: before.get(key) for key, value in _flatten(config).items() if before.get(key) != value}
         trained = [name for name in self.models if self.trained(name)]
         untrained = [name for name in self.models if name not in trained]

@@ -86,6 +86,7 @@ class Settings:
     clip: float = 5.0  # largest norm of a gradient; a larger gradient is scaled down to it
     dropout: float = 0.1  # share of elements that are set to 0
     alpha: float = 0.02  # weight of the KL, summed over the lattice
+    kl_weighting: str = "nodes"  # nodes: the KL of every node counts 1 | paths: as often as a path comes by
     temperature: float = 1.0  # divides both networks' logits in the KL: above 1 both are less sure
     kl: str = "full"  # full: over all symbols | collapsed: over blank, next label, the rest
     mixing: str = "add"  # add: L_RNNT + alpha L_KD | convex: (1 - alpha) L_RNNT + alpha L_KD

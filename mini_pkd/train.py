@@ -52,7 +52,7 @@ def lattice_loss(model, teacher, batch, features, settings, dropout=NO_DROPOUT):
     return distillation_loss(
         student, tuple(t.data for t in taught), batch.labels, lengths, batch.label_lengths,
         alpha=settings.alpha, temperature=settings.temperature, kind=settings.kl, mixing=settings.mixing,
-        keep_bytes=keep_bytes,
+        kl_weighting=settings.kl_weighting, keep_bytes=keep_bytes,
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ MUTANTS = [
         ("temperature is not passed", "temperature=settings.temperature, ", ""),
         ("kl is not passed", "kind=settings.kl, ", ""),
         ("mixing is not passed", "mixing=settings.mixing,", ""),
+        ("kl_weighting is not passed", "kl_weighting=settings.kl_weighting, ", ""),
         ("clip is not passed", "Adam(model, settings.clip)", "Adam(model)"),
         ("floor_rate is not passed", ", settings.floor_rate", ""),
         ("the rate of the next step",
@@ -155,6 +156,7 @@ MUTANTS = [
         ("alpha only in the value", "temperature, alpha / B", "temperature, 1 / B"),
         ("convex is add", '1.0 if mixing == "add" else 1.0 - alpha', "1.0"),
         ("a mean over the lattice", "+ alpha * kl).mean()", "+ alpha * kl / lengths).mean()"),
+        ("kl_weighting is not passed on", "alpha / B, kl_weighting,", 'alpha / B, "nodes",'),
     ),
     *of(
         "lattice_kernels.py", "test_lattice_kl.py",
@@ -165,6 +167,17 @@ MUTANTS = [
         ("a temperature without its 1 / tau",
          "p, p_teacher = scale / Z, scale / teacher_Z", "p, p_teacher = one / Z, one / teacher_Z"),
         ("collapsed without the rest", " + t_rest_p * (t_rest - s_rest)", ""),
+        ("occupancies weight the loss but not its gradient",
+         "flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))\n\n",
+         "flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight))\n\n"),
+        ("occupancies weight the gradient but not the loss",
+         "kl[n] = node_weight[n] * divergence\n        subtract_steps", "kl[n] = divergence\n        subtract_steps"),
+    ),
+    *of(
+        "lattice_walk.py", "test_lattice_walk.py",
+        ("along paths the teacher is asked everywhere",
+         "rows_of_nodes(weight[at], negligible, stands)",
+         "rows_of_nodes(weight[at] if teacher is None else np.ones(chunk.size), negligible, stands)"),
     ),
     # --- RNN-T ------------------------------------------------------------------------------------------------------
     *of(

@@ -53,7 +53,7 @@ SIZES = [f"{size}.{key}={value}" for size in TINY.sizes for key, value in datacl
 UNUSUAL = dataclasses.replace(
     TINY.settings, epochs=4, dev_every=4, batch_utterances=3, batch_frames=150, max_frames=140,
     peak_rate=0.01, warmup_steps=3, floor_rate=0.4, clip=0.7, dropout=0.3, curriculum_epochs=2,
-    alpha=0.3, temperature=2.5, kl="collapsed", mixing="convex", keep_mb=1, max_symbols=2,
+    alpha=0.3, temperature=2.5, kl="collapsed", kl_weighting="paths", mixing="convex", keep_mb=1, max_symbols=2,
     max_warp_fraction=0.3, time_masks=1, max_time=5, max_time_fraction=0.3, freq_masks=2, max_freq=6,
 )  # fmt: skip
 NOT_READ_BY_TRAINING = {"data", "vocab_size", "checkpoint_minutes", "beam", "feature_type"}
@@ -275,11 +275,14 @@ def test_training_sees_the_training_set_and_looks_at_the_dev_set(watched, parts)
 
 @pytest.mark.parametrize("mixing", ["add", "convex"])
 @pytest.mark.parametrize("kl", ["full", "collapsed"])
-def test_the_loss_is_the_formula_of_the_settings(parts, kl, mixing):
+@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
+def test_the_loss_is_the_formula_of_the_settings(parts, kl, mixing, kl_weighting):
     """Against all logits in memory: RNN-T and KL, mixed here by hand."""
     training, _, bpe = parts
     alpha, temperature = 0.3, 2.5
-    settings = dataclasses.replace(UNUSUAL, alpha=alpha, temperature=temperature, kl=kl, mixing=mixing)
+    settings = dataclasses.replace(
+        UNUSUAL, alpha=alpha, temperature=temperature, kl=kl, mixing=mixing, kl_weighting=kl_weighting
+    )
     student, teacher = new_model(bpe), new_model(bpe, seed=9, joint_width=12)
     batch = training.batch([0, 3, 5])
     features = batch.features + 1
@@ -291,7 +294,7 @@ def test_the_loss_is_the_formula_of_the_settings(parts, kl, mixing):
     (ours, lengths), (theirs, _) = arrays(student, DropoutKeys(0.3, generator(5))), arrays(teacher)
     sizes = (batch.labels, lengths, batch.label_lengths)
     rnnt, _ = materialised_loss_and_gradients(*ours, *sizes)
-    kls, _ = materialised_kl_and_gradients(ours, theirs, *sizes, kind=kl, temperature=temperature)
+    kls, _ = materialised_kl_and_gradients(ours, theirs, *sizes, kl, temperature, kl_weighting)
     expected = rnnt + alpha * kls if mixing == "add" else (1 - alpha) * rnnt + alpha * kls
 
     found = train.lattice_loss(student, teacher, batch, features, settings, DropoutKeys(0.3, generator(5)))
@@ -329,7 +332,7 @@ def test_training_again_by_hand_ends_in_the_same_weights(watched, parts, taught)
                 teachers, _ = teacher.lattice_inputs(batch, seen.features)
             loss, rnnt, kl = distillation_loss(
                 inputs, [tensor.data for tensor in teachers], *sizes,
-                alpha=0.3, temperature=2.5, kind="collapsed", mixing="convex",
+                alpha=0.3, temperature=2.5, kind="collapsed", mixing="convex", kl_weighting="paths",
             )  # fmt: skip
         else:
             loss, rnnt = rnnt_loss(*inputs, *sizes)
