@@ -8,7 +8,8 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
    the log-normaliser ln Z.  Forward-backward needs no more than the first two, and says with which probability a
    path, given the transcript, takes the blank and the label of every node;
 2. backwards over the chunks, logits again (those of the last chunks are still there) -> gradients by the logits ->
-   gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
+   gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.  Chunks of which
+   few nodes are left (see below) are processed together.
 
 **Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
 each logit is at most the probability w that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
@@ -114,7 +115,7 @@ class Chunk:
     """
 
     def __init__(self, enc_start, pred_start, first_node, next_label):
-        self.enc_start, self.pred_start = enc_start, pred_start
+        self.enc_start, self.pred_start, self.next_label = enc_start, pred_start, next_label
         frames, columns = np.diff(enc_start), np.diff(pred_start)
         self.node_start = np.concatenate([[0], np.cumsum(frames * columns)])
         self.size = int(self.node_start[-1])
@@ -122,6 +123,11 @@ class Chunk:
         rows = zip(pred_start[:-1], pred_start[1:], frames, strict=True)
         self.labels = np.concatenate([np.tile(next_label[a:z], T) for a, z, T in rows])
         self.all = np.arange(self.size)
+
+    def up_to(self, last):
+        """One chunk from here to the end of `last`, of the same utterance."""
+        ends = np.array([self.enc_start[0], last.enc_start[-1]])
+        return Chunk(ends, self.pred_start, self.nodes.start, self.next_label)
 
 
 def chunk_groups(lengths, label_lengths, labels, rows):
@@ -154,6 +160,21 @@ def chunk_groups(lengths, label_lengths, labels, rows):
             [Chunk(pair, pred_start[first : last + 1], (pair[0] - cuts[0]) * columns, next_label) for pair in pairs],
         )
         first = last
+
+
+def merged_chunks(chunks, taken, negligible, most):
+    """The chunks of a group, the last one first; neighbours become one while at most `most` of their nodes get a row.
+
+    Otherwise a few rows would bear the whole price of a chunk, a product as large as d_table.
+    """
+    kept = [np.count_nonzero(~(taken[chunk.nodes] <= negligible)) for chunk in chunks]
+    end = len(chunks)
+    while end > 0:
+        start, height = end - 1, kept[end - 1]
+        while start > 0 and height + kept[start - 1] <= most:
+            start, height = start - 1, height + kept[start - 1]
+        yield chunks[start] if start == end - 1 else chunks[start].up_to(chunks[end - 1])
+        end = start
 
 
 def rows_of_nodes(taken, negligible, in_place):
@@ -260,7 +281,7 @@ def walk_lattice(
         weight[:] = 1.0 if teacher is not None and kl_weighting == "nodes" else take_blank + take_label
         kl[:] = 0.0
 
-        for chunk in reversed(chunks) if gradients or teacher is not None else ():
+        for chunk in merged_chunks(chunks, weight, negligible, largest) if gradients or teacher is not None else ():
             at, stands = chunk.nodes, chunk in standing
             node_of, row_of = rows_of_nodes(weight[at], negligible, stands)
             height = len(node_of)

@@ -5,7 +5,7 @@ import pytest
 
 from mini_pkd import lattice_walk
 from mini_pkd.lattice_kl import materialised_kl_and_gradients
-from mini_pkd.lattice_walk import rows_of_nodes, walk_lattice
+from mini_pkd.lattice_walk import chunk_groups, merged_chunks, rows_of_nodes, walk_lattice
 from mini_pkd.ragged import lattice_offsets
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients
 
@@ -149,6 +149,26 @@ def test_rows_of_nodes(seed):
     node_of, _ = rows_of_nodes(taken, 1e-9, in_place=True)
     for row, node in enumerate(node_of):
         assert row == node or row not in node_of
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_merged_chunks(seed):
+    """They cover an utterance backwards without a gap, and each is as long as it can be."""
+    rng = np.random.default_rng(seed)
+    T, U = int(rng.integers(20, 60)), int(rng.integers(0, 9))
+    [(_, _, chunks)] = chunk_groups(np.array([T]), np.array([U]), rng.integers(1, 9, U), 2 * U + 3)
+    most = max(chunk.size for chunk in chunks)
+    taken = (rng.random(T * (U + 1)) < seed / 10).astype(float)
+    merged = [*merged_chunks(chunks, taken, 0.5, most)]
+    assert np.array_equal(np.concatenate([taken[chunk.nodes] for chunk in merged[::-1]]), taken)
+    assert np.array_equal(*(np.concatenate([c.labels for c in some]) for some in (chunks, merged[::-1])))
+    before = {chunk.nodes.stop: chunk for chunk in chunks}
+    for chunk in merged:
+        height = taken[chunk.nodes].sum()
+        assert height <= most and np.diff(chunk.enc_start) * (U + 1) == chunk.size == len(chunk.all)
+        if chunk.nodes.start > 0:
+            assert height + taken[before[chunk.nodes.start].nodes].sum() > most
+    assert [*merged_chunks(chunks, np.ones(len(taken)), 0.5, most)] == chunks[::-1]  # the logits of these may stand
 
 
 def test_not_a_number_reaches_loss_and_gradient():
