@@ -184,7 +184,7 @@ def distil_full(
     rnnt_weight, kl_weight, node_weight, kl,
 ):  # fmt: skip
     """Row i becomes the gradient of rnnt_weight * RNN-T + kl_weight * KL by the logits of node_of[i], which stand in
-    row source[i]; the teacher's stand in row i.  kl gets node_weight times the KL of each node.
+    row source[i] (the teacher's in row i).  kl gets node_weight times the KL of each of these nodes.
 
     The KL's part is node_weight (P_S - P_T) / tau.  teacher_logits serve as working space.
     """
@@ -196,7 +196,7 @@ def distil_full(
         add_bias(teacher_row, teacher_bias, teacher_row)
         top, teacher_top = row_max(row), row_max(teacher_row)
         at_blank, at_label = rnnt_weight * take_blank[n], rnnt_weight * take_label[n]
-        at, c = flush(row.dtype.type(at_blank + at_label)), row.dtype.type(kl_weight * node_weight[n])
+        at, c = flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))
 
         # KL = sum_k P_T(k) (x_T(k) - x_S(k)) - ln Z_T + ln Z_S, where x are the shifted and scaled logits
         Z = teacher_Z = cross = one - one
@@ -226,8 +226,8 @@ def distil_full(
                 teacher_row[k] = exp((row[k] - top) * scale) * p - teacher_row[k] * p_teacher
             at /= exp_row(row, top, one)  # the RNN-T loss itself knows no temperature
             mix_rows(row, teacher_row, at, c)
-        here = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
-        kl[n] = node_weight[n] * here
+        divergence = np.float64(cross) / teacher_Z - np.log(np.float64(teacher_Z)) + np.log(np.float64(Z))
+        kl[n] = node_weight[n] * divergence
         subtract_steps(row, at_blank, at_label, node_labels[n])
 
 
@@ -276,10 +276,10 @@ def distil_collapsed(
         s_blank, s_label, s_rest = class_log_probs(out, y, scale)
         t_blank_p, t_label_p, t_rest_p = np.exp(t_blank), np.exp(t_label), np.exp(t_rest)
         s_blank_p, s_label_p, s_rest_p = np.exp(s_blank), np.exp(s_label), np.exp(s_rest)
-        here = t_blank_p * (t_blank - s_blank) + t_rest_p * (t_rest - s_rest)
+        divergence = t_blank_p * (t_blank - s_blank) + t_rest_p * (t_rest - s_rest)
         if y >= 0:
-            here += t_label_p * (t_label - s_label)
-        kl[n] = node_weight[n] * here
+            divergence += t_label_p * (t_label - s_label)
+        kl[n] = node_weight[n] * divergence
 
         # P_S at temperature 1 for the RNN-T loss: in row; P_S(k) / P_S(rest) at tau: in out
         if temperature == 1.0:
@@ -298,7 +298,8 @@ def distil_collapsed(
             out[y] = (s_label_p - t_label_p) / temperature
 
         at_blank, at_label = rnnt_weight * take_blank[n], rnnt_weight * take_label[n]
-        mix_rows(row, out, flush(row.dtype.type(at_blank + at_label)), row.dtype.type(kl_weight * node_weight[n]))
+        at, c = flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))
+        mix_rows(row, out, at, c)
         subtract_steps(row, at_blank, at_label, y)
 
 

@@ -15,18 +15,19 @@ is at most one symbol.
 
 mixing="add" is L_RNNT + alpha L_KD; "convex" is (1 - alpha) L_RNNT + alpha L_KD (the paper does not say).
 
-**Which nodes teach?**  In the paper all do, kl_weighting="nodes".  But a trained network's paths keep to a narrow band
-of the lattice, and what a student learns outside of it will never be asked.  kl_weighting="paths" (ours) weights each
-node with its occupancy w(t,u), the probability that one of the student's paths, given the transcript, comes by:
+**Which nodes teach?**  In the paper every node counts 1, kl_weighting="nodes".  But the paths of a trained student keep
+to few nodes, and most of that sum comes from nodes where they never go.  kl_weighting="paths" (ours) weights each KL
+with the node's occupancy w(t, u), the probability that a path of the transcript comes by, under the student:
 
-        u = 0   u = 1                                            w for coin-tossing symbols, T = 3, U = 1: there are
-    t = 0  1  --> 1/3      sum over nodes  w(t,u) KL(t,u)        three paths, equally probable, and each node has
-    t = 1  2/3 -> 2/3      = the KL that a path collects,        the share of them that come by
-    t = 2  1/3 -> 1          on average
+               u = 0        u = 1
+    t = 0        1  -------> 3/4        here three paths of four say the label in the first frame;
+                 |            |         each comes by T + U = 3 nodes, so the weights add up to 3, and
+                 v            v         sum of w KL  =  the KL that a path meets on its way, on average
+    t = 1       1/4 ------->  1
 
-The weights are constants, there is no gradient through them: otherwise the student could evade the teacher by not
-going where they differ.  So the derivative is w (P_S - P_T).  This sum is many times smaller than that of all nodes, so
-it wants a larger alpha, about 1; and nodes with w = 0 cost nothing (lattice_walk.py).
+Temperature does not change w.  The gradient takes w as given, w (P_S - P_T) / tau: with a gradient through w as well, a
+student could escape the teacher by leading its paths around the nodes where the two disagree.  This sum counts T + U
+nodes in place of T (U + 1) and wants a larger alpha.
 
 The teacher may have any joint width, but needs the same vocabulary, frames and labels: the same lattice.
 """
@@ -68,18 +69,16 @@ def collapse(log_probs, label):
 
 
 def kl_map(student_logits, teacher_logits, labels, kind="full"):
-    """(T, U+1): the KL of every node of one utterance, from both networks' logits (T, U+1, V)."""
-    next_labels = [*labels, None]
-    return np.array([
-        [node_kl(*pair, label, kind) for *pair, label in zip(student_row, teacher_row, next_labels, strict=True)]
-        for student_row, teacher_row in zip(student_logits, teacher_logits, strict=True)
-    ])  # fmt: skip
+    """The KL of every node, (T, U+1), of both networks' logits (T, U+1, V): a map of where they disagree."""
+    columns = list(zip([*labels, None], range(len(labels) + 1), strict=True))
+    pairs = zip(student_logits, teacher_logits, strict=True)
+    return np.array([[node_kl(s[u], t[u], label, kind) for label, u in columns] for s, t in pairs])
 
 
 def materialised_kl_and_gradients(
     student, teacher, labels, lengths, label_lengths, kind="full", temperature=1.0, kl_weighting="nodes"
 ):  # fmt: skip
-    """Weighted KL (B,), and the gradients of their sum with respect to the student's enc, pred, table and bias."""
+    """Weighted KL (B,) and the gradients of their sum with respect to the student's enc, pred, table and bias."""
     enc, pred, table, bias = student
     kl = []
     d_enc, d_pred, d_table, d_bias = (np.zeros_like(array) for array in student)
@@ -87,14 +86,14 @@ def materialised_kl_and_gradients(
         hidden = np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None])  # (T, U+1, J)
         teacher_hidden = np.tanh(teacher[0][enc_rows][:, None] + teacher[1][pred_rows][None])
         logits = hidden @ table.T + bias  # (T, U+1, V)
-        weight = np.ones(logits.shape[:2])
+        scores, teacher_scores = logits / temperature, (teacher_hidden @ teacher[2].T + teacher[3]) / temperature
+        nodes_kl = kl_map(scores, teacher_scores, labels[label_rows], kind)  # (T, U+1)
+        weight = np.ones_like(nodes_kl)
         if kl_weighting == "paths":
             weight = occupancies(log_softmax(logits), labels[label_rows])
-        scores = logits / temperature
-        teacher_scores = (teacher_hidden @ teacher[2].T + teacher[3]) / temperature
+        kl.append((weight * nodes_kl).sum())
         P_S, P_T = np.exp(log_softmax(scores)), np.exp(log_softmax(teacher_scores))
         d_logits = np.zeros_like(P_S)
-        kl.append((weight * kl_map(scores, teacher_scores, labels[label_rows], kind)).sum())
         for t, u in np.ndindex(P_S.shape[:2]):
             label = labels[label_rows][u] if u < P_S.shape[1] - 1 else None
             wanted = P_T[t, u].copy()
@@ -121,13 +120,13 @@ def distillation_loss(
     """Both losses together, computed by lattice_walk.py: (mean loss as a Tensor, RNN-T losses (B,), weighted KL (B,)).
 
     student: (enc, pred, table, bias) Tensors; teacher: the same as plain arrays, of its own joint width.
-    options: chunk_bytes and keep_bytes of `walk_lattice`.
+    options: chunk_bytes, keep_bytes and negligible of `walk_lattice`.
     """
-    for name, value, known in (
-        ("kind", kind, KINDS), ("mixing", mixing, MIXINGS), ("kl_weighting", kl_weighting, WEIGHTINGS)
-    ):  # fmt: skip
-        if value not in known:
-            raise LatticeError(f"{name} must be one of {known}, not {value!r}")
+    if kind not in KINDS or mixing not in MIXINGS or kl_weighting not in WEIGHTINGS:
+        raise LatticeError(
+            f"kind must be one of {KINDS}, mixing one of {MIXINGS} and kl_weighting one of {WEIGHTINGS}, not"
+            f" {kind!r}, {mixing!r} and {kl_weighting!r}"
+        )
     if not temperature > 0 or not 0 <= alpha < np.inf or (mixing == "convex" and alpha > 1):
         raise LatticeError(
             f"temperature must be above 0 and alpha at least 0 (at most 1 when mixing is convex), not"
@@ -159,8 +158,13 @@ def demo():
     print("collapsed: the same when symbol 1 is the next label, and smaller in the last column, where 1 and 2 merge:")
     print(f"  {node_kl(half, quarter, 1, 'collapsed'):.6f}, {node_kl(half, quarter, None, 'collapsed'):.6f}")
 
-    print("kl_weighting=paths: P(one of three equally probable paths comes by), 3 frames and 1 label:")
-    print("  " + str(occupancies(np.log(np.full((3, 2, 2), 0.5)), [1]).round(3)).replace("\n", "\n  "))
+    coins = np.log(np.full((2, 2, 2), 0.5))  # (T, U+1, V), as in the picture above
+    coins[0, 0] = teacher = np.log([0.25, 0.75])
+    weight, kl = occupancies(coins, [1]), kl_map(coins, np.tile(teacher, (2, 2, 1)), [1])
+    print("a teacher of 1/4 3/4 at each node; the student agrees in the first one and tosses fair coins in the others:")
+    for t in range(2):
+        print("    KL {:.6f} {:.6f}    occupancy {:.2f} {:.2f}".format(*kl[t], *weight[t]))
+    print(f"  sum over nodes {kl.sum():.6f} = 3 x {kl[1, 1]:.6f}, along a path {(weight * kl).sum():.6f} = 2 x that")
 
     rng = np.random.default_rng(0)
     T, U, V = np.full(8, 50), np.full(8, 29), 256
@@ -172,12 +176,13 @@ def demo():
     student, teacher = [Tensor(array, requires_grad=True) for array in network(128)], network(160)
     labels = rng.integers(1, V, U.sum())
     print(f"12000 nodes, V = {V}, joint widths 128 and 160, with gradients:")
-    for kind in KINDS:
-        distillation_loss(student, teacher, labels, T, U, kind=kind)  # compile
+    for kind, kl_weighting in (("full", "nodes"), ("full", "paths"), ("collapsed", "nodes"), ("collapsed", "paths")):
+        options = dict(kind=kind, kl_weighting=kl_weighting)
+        distillation_loss(student, teacher, labels, T, U, **options)  # compile
         start = time.perf_counter()
-        _, losses, kl = distillation_loss(student, teacher, labels, T, U, kind=kind)
+        _, losses, kl = distillation_loss(student, teacher, labels, T, U, **options)
         elapsed = 1e3 * (time.perf_counter() - start)
-        print(f"  {kind:9s}  RNN-T {losses.mean():.1f}, KL {kl.mean():.1f} per utterance, in {elapsed:.0f} ms")
+        print(f"  {kind:9s} {kl_weighting}  RNN-T {losses.mean():.1f}, KL {kl.mean():.1f}, in {elapsed:.0f} ms")
 
 
 if __name__ == "__main__":

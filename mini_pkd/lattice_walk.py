@@ -8,16 +8,21 @@ columns, 10026 symbols) are 409 MB, so there are two walks over its nodes:
    the log-normaliser ln Z.  Forward-backward needs no more than the first two, and says with which probability a
    path, given the transcript, takes the blank and the label of every node;
 2. backwards over the chunks, logits again (those of the last chunks are still there) -> gradients by the logits ->
-   gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.
+   gradients by the joint's inputs and by the table.  The teacher, if there is one, is asked only here.  Chunks of which
+   few nodes are left (see below) are processed together.
 
-**Nodes that no path comes near are left out of the second walk**, unless a teacher teaches at every node.  A node's
-gradient by each logit is at most the probability that a path comes by, and |hidden| <= 1.  So leaving a node out
-changes no entry of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the
-table's largest entry).  All that is left out of a batch has together less probability than float32 loses when it
-rounds a 1 (`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.
-It is most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies
-them up to a hundred times slower.  With a teacher and kl_weighting="paths" the KL's gradient has the same factor, that
-probability, and such nodes are not asked of the teacher either; with "nodes" every node stays.
+**Nodes that no path comes near are left out of the second walk** when there is no teacher.  A node's gradient by
+each logit is at most the probability w that a path comes by, and |hidden| <= 1.  So leaving a node out changes no entry
+of the table's gradient by more than that probability (of d_enc and d_pred: twice that times the table's largest
+entry).  All that is left out of a batch has together less probability than float32 loses when it rounds a 1
+(`negligible`), and the nodes of each single frame have probability 1: the sums over the nodes do not notice.  It is
+most of a long lattice, and the part that hurts: numbers below 1e-38 are "denormal", and a processor multiplies them
+up to a hundred times slower.
+
+**With a teacher** it depends on `kl_weighting`.  With "nodes" the teacher is followed at every node, so every node
+stays.  With "paths" the KL is weighted by w as well, and its gradient by a logit is at most w / tau: the same nodes are
+left out for the same reason, and the teacher is not asked there.  A KL has no such bound, but a student that gives no
+symbol less than e^-100 keeps it below 100: what is left out of their sum is less than 100 roundings of a 1.
 
 Buffers have one meaning each.  The only array that changes its meaning is a chunk's `logits`, whose rows become
 `d_logits` in place, in one kernel.  Row i of a chunk's matrices belongs to node `node_of[i]`, and `row_of` is the way
@@ -110,7 +115,7 @@ class Chunk:
     """
 
     def __init__(self, enc_start, pred_start, first_node, next_label):
-        self.enc_start, self.pred_start = enc_start, pred_start
+        self.enc_start, self.pred_start, self.next_label = enc_start, pred_start, next_label
         frames, columns = np.diff(enc_start), np.diff(pred_start)
         self.node_start = np.concatenate([[0], np.cumsum(frames * columns)])
         self.size = int(self.node_start[-1])
@@ -118,6 +123,11 @@ class Chunk:
         rows = zip(pred_start[:-1], pred_start[1:], frames, strict=True)
         self.labels = np.concatenate([np.tile(next_label[a:z], T) for a, z, T in rows])
         self.all = np.arange(self.size)
+
+    def up_to(self, last):
+        """One chunk from here to the end of `last`, of the same utterance."""
+        ends = np.array([self.enc_start[0], last.enc_start[-1]])
+        return Chunk(ends, self.pred_start, self.nodes.start, self.next_label)
 
 
 def chunk_groups(lengths, label_lengths, labels, rows):
@@ -150,6 +160,21 @@ def chunk_groups(lengths, label_lengths, labels, rows):
             [Chunk(pair, pred_start[first : last + 1], (pair[0] - cuts[0]) * columns, next_label) for pair in pairs],
         )
         first = last
+
+
+def merged_chunks(chunks, taken, negligible, most):
+    """The chunks of a group, the last one first; neighbours become one while at most `most` of their nodes get a row.
+
+    Otherwise a few rows would bear the whole price of a chunk, a product as large as d_table.
+    """
+    kept = [np.count_nonzero(~(taken[chunk.nodes] <= negligible)) for chunk in chunks]
+    end = len(chunks)
+    while end > 0:
+        start, height = end - 1, kept[end - 1]
+        while start > 0 and height + kept[start - 1] <= most:
+            start, height = start - 1, height + kept[start - 1]
+        yield chunks[start] if start == end - 1 else chunks[start].up_to(chunks[end - 1])
+        end = start
 
 
 def rows_of_nodes(taken, negligible, in_place):
@@ -198,14 +223,15 @@ def walk_lattice(
     """Loss, and gradients of the joint network's four inputs, without ever holding all the logits.
 
     student, teacher    (enc, pred, table, bias) arrays; the teacher may be None, and has its own width
-    kind, temperature, kl_weighting   of the KL, see lattice_kl.py
+    kind, temperature   of the KL, see lattice_kl.py,
+    kl_weighting        and so is this, "nodes" or "paths"
     chunk_bytes         logits (both networks') of one chunk
     keep_bytes          logits of the last chunks that stay from the first walk to the second, and are not made again
-    negligible          a node gets no gradient if a path comes by with at most this probability, unless the teacher
-                        teaches everywhere; by default so little that float32 (or float64) sums do not notice; 0 keeps
-                        all that are visited
+    negligible          a node gets no row in the second walk if a path comes by with at most this probability (never
+                        so with a teacher and "nodes"); by default so little that float32 (or float64) sums do not
+                        notice; 0 keeps all that are visited
 
-    Returns RNN-T losses (B,), KL (B,), and the gradients of
+    Returns RNN-T losses (B,), weighted KL (B,), and the gradients of
     rnnt_weight * sum of losses + kl_weight * sum of KL by enc, pred, table and bias, or None.
     """
     enc, _, table, bias = student
@@ -221,7 +247,6 @@ def walk_lattice(
     losses, kl_sums = np.empty(B), np.zeros(B)
     grads = tuple(np.zeros_like(array) for array in student) if gradients else None
     distil = distil_full if kind == "full" else distil_collapsed
-    everywhere = teacher is not None and kl_weighting == "nodes"
 
     def matrix(name, height, width):
         return scratch(name, largest, width, enc.dtype)[:height]
@@ -238,7 +263,7 @@ def walk_lattice(
 
     for first, last, chunks in groups:
         N = chunks[-1].nodes.stop
-        blank, label, log_Z, go_on, speak, take_blank, take_label, kl = scratch("nodes", 8, N, np.float64)
+        blank, label, log_Z, go_on, speak, take_blank, take_label, weight, kl = scratch("nodes", 9, N, np.float64)
         standing = {}  # logits of the first walk by chunk; where they do not stay, the next chunk's replace them
         for back, chunk in reversed(list(enumerate(reversed(chunks)))):
             at = chunk.nodes
@@ -253,18 +278,17 @@ def walk_lattice(
         totals = np.empty(last - first)
         forward_backward(blank, label, node_start, columns, go_on, speak, take_blank, take_label, totals)
         losses[first:last] = -totals
+        weight[:] = 1.0 if teacher is not None and kl_weighting == "nodes" else take_blank + take_label
+        kl[:] = 0.0
 
-        for chunk in reversed(chunks) if gradients or teacher is not None else ():
+        for chunk in merged_chunks(chunks, weight, negligible, largest) if gradients or teacher is not None else ():
             at, stands = chunk.nodes, chunk in standing
-            occupancy = take_blank[at] + take_label[at]
-            node_of = row_of = chunk.all
-            if not everywhere:
-                node_of, row_of = rows_of_nodes(occupancy, negligible, stands)
+            node_of, row_of = rows_of_nodes(weight[at], negligible, stands)
             height = len(node_of)
+            source = node_of if stands else row_of[node_of]
             if chunk is not chunks[-1] or height < chunk.size:  # else the hidden rows of the first walk still stand
                 hidden = hidden_of(student, chunk, row_of, height, "student")
             logits = standing[chunk] if stands else logits_of(student, hidden, "student 0")
-            source = node_of if stands else row_of[node_of]
             if teacher is None:
                 rnnt_gradient_rows(
                     logits, source, node_of, bias, log_Z[at], chunk.labels, take_blank[at], take_label[at],
@@ -272,11 +296,9 @@ def walk_lattice(
                 )  # fmt: skip
             else:
                 teacher_logits = logits_of(teacher, hidden_of(teacher, chunk, row_of, height, "teacher"), "teacher")
-                kl[at] = 0.0  # of the nodes that are left out
                 distil(
                     logits, source, node_of, bias, teacher_logits, teacher[3], chunk.labels, float(temperature),
-                    take_blank[at], take_label[at], float(rnnt_weight), float(kl_weight),
-                    np.ones(chunk.size) if everywhere else occupancy, kl[at],
+                    take_blank[at], take_label[at], float(rnnt_weight), float(kl_weight), weight[at], kl[at],
                 )  # fmt: skip
             if gradients:
                 d_hidden = matrix("d_hidden", height, J)

@@ -198,6 +198,7 @@ MUTANTS = [
     *of(
         "lattice_kl.py", "test_lattice_kl.py",
         ("alpha only in the value", "temperature, alpha / B", "temperature, 1 / B"),
+        ("kl_weighting is not passed on", "alpha / B, kl_weighting,", 'alpha / B, "nodes",'),
         ("convex is add", '1.0 if mixing == "add" else 1.0 - alpha', "1.0"),
         ("a mean over the lattice", "+ alpha * kl).mean()", "+ alpha * kl / lengths).mean()"),
     ),
@@ -210,8 +211,17 @@ MUTANTS = [
         ("a temperature without its 1 / tau",
          "p, p_teacher = scale / Z, scale / teacher_Z", "p, p_teacher = one / Z, one / teacher_Z"),
         ("collapsed without the rest", " + t_rest_p * (t_rest - s_rest)", ""),
-        ("nodes weighted in the value, not in the gradient",
-         "row.dtype.type(kl_weight * node_weight[n])\n", "row.dtype.type(kl_weight)\n"),
+        ("occupancies weight the loss but not its gradient",
+         "flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight * node_weight[n]))\n\n",
+         "flush(row.dtype.type(at_blank + at_label)), flush(row.dtype.type(kl_weight))\n\n"),
+        ("occupancies weight the gradient but not the loss",
+         "kl[n] = node_weight[n] * divergence\n        subtract_steps", "kl[n] = divergence\n        subtract_steps"),
+    ),
+    *of(
+        "lattice_walk.py", "test_lattice_walk.py",
+        ("along paths the teacher is asked everywhere",
+         "rows_of_nodes(weight[at], negligible, stands)",
+         "rows_of_nodes(weight[at] if teacher is None else np.ones(chunk.size), negligible, stands)"),
     ),
     # --- RNN-T ------------------------------------------------------------------------------------------------------
     *of(

@@ -52,6 +52,7 @@ def test_overrides():
         ("temperature=0", "temperature must be above 0"),
         ("kl=half", "kl is one of full, collapsed, not 'half'"),
         ("mixing=both", "mixing is one of add, convex"),
+        ("kl_weighting=frames", "kl_weighting is one of nodes, paths"),
         ("feature_type=int8", "feature_type is one of float32, float16"),
         ("=3", "there is no setting ''"),
     ],

@@ -37,6 +37,7 @@ CHECKED = [
     ("rnnt_loss", "alpha and beta  4.495667\n  all 3 paths     4.495667"),
     ("lattice_kl", "0.173287 = 0.173287"),
     ("lattice_kl", "0.173287, 0.130812"),
+    ("lattice_kl", "0.392436 = 3 x 0.130812, along a path 0.261624"),
     ("decode", "P(a) = 0.4 + 0.3 x 0.1 = 0.43     P(b) = 0.3 + 0.3 x 0.9 = 0.57"),
     ("decode", "merged from 0.30 with 0 said in row 1 and 0.27 with 1 said in row 1"),
     ("fast_beam", "readable:  P(b) = 0.57   P(a) = 0.43\nfast:      P(b) = 0.57   P(a) = 0.43"),

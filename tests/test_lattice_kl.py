@@ -9,7 +9,7 @@ import pytest
 from mini_pkd import rnnt_loss
 from mini_pkd.lattice_kl import distillation_loss, kl_map, materialised_kl_and_gradients, node_kl
 from mini_pkd.lattice_walk import LatticeError
-from mini_pkd.rnnt_loss import log_softmax, materialised_loss_and_gradients
+from mini_pkd.rnnt_loss import log_softmax, materialised_loss_and_gradients, paths
 from mini_pkd.tensor import Tensor, no_grad
 
 BATCHES = [
@@ -19,6 +19,7 @@ BATCHES = [
     [(5, 1), (1, 1), (3, 3), (2, 0), (1, 0)],
 ]
 KINDS = ("full", "collapsed")
+WEIGHTINGS = ("nodes", "paths")
 
 
 def random_network(rng, T, U, V, J, dtype=np.float64, scale=1.0):
@@ -52,9 +53,9 @@ def relative(a, b):
 @pytest.mark.parametrize("sizes", BATCHES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
 @pytest.mark.parametrize("mixing", ["add", "convex"])
-def test_equals_the_materialised_oracle(sizes, temperature, kind, kl_weighting, mixing):
+@pytest.mark.parametrize("kl_weighting", WEIGHTINGS)
+def test_equals_the_materialised_oracle(sizes, temperature, kind, mixing, kl_weighting):
     """float64 to rounding; float32 KL to 1e-6 relative, the gradients to 1e-5 of their largest entry.
 
     The oracle computes in float64 from the same inputs.  The floor of 0.01 is for a lone node whose KL is
@@ -106,35 +107,59 @@ def test_gradient_by_central_differences(kind, sizes):
         assert (inputs[i].grad * direction).sum() == pytest.approx(numeric, rel=1e-6, abs=1e-8)
 
 
+def kl_of_each_path(student, teacher, lattice, kind, temperature):
+    """-> (P(path | transcript), KL along the path), each an array over all paths of all utterances."""
+    labels, T, U = lattice
+    P, kl = [], []
+    for enc_rows, pred_rows, label_rows in rnnt_loss.utterances(T, U):
+        y = labels[label_rows]
+        logits, teacher_logits = (
+            np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None]) @ table.T + bias  # (T, U+1, V)
+            for enc, pred, table, bias in (student, teacher)
+        )
+        log_probs, nodes_kl = log_softmax(logits), kl_map(logits / temperature, teacher_logits / temperature, y, kind)
+        of_paths = [*paths(len(logits), len(y))]
+        p = np.exp([sum(log_probs[t, u, y[u] if says else 0] for t, u, says in path) for path in of_paths])
+        P.extend(p / p.sum())
+        kl.extend(sum(nodes_kl[t, u] for t, u, _ in path) for path in of_paths)
+    return np.array(P), np.array(kl)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", BATCHES)
-def test_weights_of_paths_are_constants(kind, sizes):
-    """The gradient is that of a sum whose weights stay what they were while the student moves."""
+def test_paths_is_the_expected_kl_along_a_path(kind, sizes):
+    """Against all paths, one at a time; the gradient against central differences with their probabilities held."""
     rng = np.random.default_rng(0)
-    student, teacher, (labels, T, U) = random_batch(rng, sizes)
-    options = dict(kind=kind, alpha=1.0, mixing="convex", kl_weighting="paths")  # KL alone
-    _, _, kl, grads = run(student, teacher, (labels, T, U), **options)
-
-    def logits(network):
-        enc, pred, table, bias = network
-        for enc_rows, pred_rows, label_rows in rnnt_loss.utterances(T, U):
-            yield np.tanh(enc[enc_rows][:, None] + pred[pred_rows][None]) @ table.T + bias, labels[label_rows]
-
-    weights = [rnnt_loss.occupancies(log_softmax(scores), said) for scores, said in logits(student)]
-
-    def weighted(network):
-        pairs = zip(weights, logits(network), logits(teacher), strict=True)
-        return np.array([(w * kl_map(s, t, said, kind)).sum() for w, (s, said), (t, _) in pairs])
-
-    assert np.abs(kl - weighted(student)).max() < 1e-12 * max(1, kl.max())
+    student, teacher, lattice = random_batch(rng, sizes)
+    P, kl_along = kl_of_each_path(student, teacher, lattice, kind, 1.3)
+    options = dict(kind=kind, temperature=1.3, alpha=1.0, mixing="convex", kl_weighting="paths")  # the KL alone
+    inputs = tensors(student)
+    loss, _, kl = distillation_loss(inputs, teacher, *lattice, **options)
+    assert kl.sum() == pytest.approx(P @ kl_along, rel=1e-12)
+    loss.backward(np.array(-0.7))
     h = 1e-5
     for i in range(4):
         direction = rng.standard_normal(student[i].shape)
-        up, down = (
-            weighted([array + sign * h * direction if k == i else array for k, array in enumerate(student)]).mean()
-            for sign in (1, -1)
-        )
-        assert (grads[i] * direction).sum() == pytest.approx((up - down) / (2 * h), rel=1e-6, abs=1e-8)
+        values = []
+        for sign in (1, -1):
+            moved = [array + sign * h * direction if k == i else array for k, array in enumerate(student)]
+            values.append(P @ kl_of_each_path(moved, teacher, lattice, kind, 1.3)[1] / len(sizes))
+        numeric = -0.7 * (values[0] - values[1]) / (2 * h)
+        assert (inputs[i].grad * direction).sum() == pytest.approx(numeric, rel=1e-6, abs=1e-8)
+
+
+def test_along_a_path_by_hand():
+    """The picture in lattice_kl.py: the student says the label with 3/4 at the first node and tosses coins at the other
+    three, the teacher has 1/4 3/4 everywhere.  KL 0, d, d, d with occupancies 1, 3/4, 1/4, 1."""
+    rows, ln3 = np.array([[100.0], [-300.0]]), np.log(3)  # of enc and pred: tanh of their sums is 1, -1, -1, -1
+    student = (rows, rows, np.array([[0.0], [ln3 / 2]]), np.array([0.0, ln3 / 2]))
+    teacher = (rows, rows, np.zeros((2, 1)), np.log([0.25, 0.75]))
+    d = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)
+    for kind in KINDS:
+        for kl_weighting, expected in (("nodes", 3 * d), ("paths", 2 * d)):
+            _, rnnt, kl, _ = run(student, teacher, ([1], [2], [1]), kind=kind, kl_weighting=kl_weighting)
+            assert rnnt[0] == pytest.approx(np.log(4), rel=1e-14)  # (3/4 + 1/4) / 2 / 2
+            assert kl[0] == pytest.approx(expected, rel=1e-14)
 
 
 def test_two_coins_by_hand():
@@ -154,11 +179,12 @@ def test_two_coins_by_hand():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero_with_zero_gradient_when_teacher_is_student(dtype, temperature, kind):
+@pytest.mark.parametrize("kl_weighting", WEIGHTINGS)
+def test_zero_with_zero_gradient_when_teacher_is_student(dtype, temperature, kind, kl_weighting):
     """Exactly zero, not nearly: both go through the same arithmetic."""
     for seed, sizes in enumerate(BATCHES):
         student, _, lattice = random_batch(np.random.default_rng(seed), sizes, V=23, J=9, dtype=dtype)
-        options = dict(kind=kind, temperature=temperature)
+        options = dict(kind=kind, temperature=temperature, kl_weighting=kl_weighting)
         _, _, kl, grads = run(student, student, lattice, alpha=1.0, mixing="convex", **options)  # KL alone
         assert np.all(kl == 0)
         assert all(np.all(g == 0) for g in grads)
@@ -215,10 +241,10 @@ def test_a_sure_student_keeps_a_finite_and_exact_collapsed_kl():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kl_weighting", ["nodes", "paths"])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("chunk_bytes, keep_bytes", [(0, 0), (0, 10**9), (3000, 0), (1500, 5000)])
-def test_any_chunking_gives_the_same(kind, kl_weighting, dtype, tolerance, chunk_bytes, keep_bytes):
+@pytest.mark.parametrize("kl_weighting", WEIGHTINGS)
+def test_any_chunking_gives_the_same(kind, dtype, tolerance, chunk_bytes, keep_bytes, kl_weighting):
     rng = np.random.default_rng(1)
     sizes = [(7, 3), (1, 0), (2, 6), (30, 4), (3, 0), (9, 1)]
     student, teacher, lattice = random_batch(rng, sizes, 11, 3, 4, dtype)
@@ -231,14 +257,16 @@ def test_any_chunking_gives_the_same(kind, kl_weighting, dtype, tolerance, chunk
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_equals_its_utterances_one_by_one(kind):
+@pytest.mark.parametrize("kl_weighting", WEIGHTINGS)
+def test_a_batch_equals_its_utterances_one_by_one(kind, kl_weighting):
     rng = np.random.default_rng(2)
     student, teacher, (labels, T, U) = random_batch(rng, [(4, 2), (1, 0), (1, 4), (6, 0), (12, 5)], 9, 5)
-    _, rnnt, kl, grads = run(student, teacher, (labels, T, U), kind=kind)
+    options = dict(kind=kind, kl_weighting=kl_weighting)
+    _, rnnt, kl, grads = run(student, teacher, (labels, T, U), **options)
     table_sum = 0
     for b, (enc_rows, pred_rows, label_rows) in enumerate(rnnt_loss.utterances(T, U)):
         one, one_teacher = ((n[0][enc_rows], n[1][pred_rows], *n[2:]) for n in (student, teacher))
-        alone = run(one, one_teacher, (labels[label_rows], T[b : b + 1], U[b : b + 1]), kind=kind)
+        alone = run(one, one_teacher, (labels[label_rows], T[b : b + 1], U[b : b + 1]), **options)
         assert alone[1][0] == pytest.approx(rnnt[b], rel=1e-12)
         assert alone[2][0] == pytest.approx(kl[b], rel=1e-12)
         assert relative(alone[3][0] / len(T), grads[0][enc_rows]) < 1e-12
@@ -269,12 +297,13 @@ def test_the_teacher_is_left_alone_and_no_grad_gives_the_same_numbers():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_not_a_number_is_not_hidden(kind):
+@pytest.mark.parametrize("kl_weighting", WEIGHTINGS)
+def test_not_a_number_is_not_hidden(kind, kl_weighting):
     for whose in range(2):
         for where in range(4):
             networks = random_batch(np.random.default_rng(5), [(3, 2)], 19, 4, 4, np.float32)
             networks[whose][where].flat[-1] = np.nan
-            loss, _, _, _ = run(*networks, kind=kind)
+            loss, _, _, _ = run(*networks, kind=kind, kl_weighting=kl_weighting)
             assert np.isnan(loss), (whose, where)
 
 
@@ -282,8 +311,8 @@ def test_not_a_number_is_not_hidden(kind):
     "options, words",
     [
         (dict(kind="half"), "kind must be one of"),
-        (dict(kl_weighting="edges"), "kl_weighting must be one of"),
-        (dict(mixing="multiply"), "mixing must be one of"),
+        (dict(mixing="multiply"), "mixing one of"),
+        (dict(kl_weighting="frames"), "kl_weighting one of"),
         (dict(temperature=0), "temperature must be above 0"),
         (dict(alpha=-1), "alpha at least 0"),
         (dict(alpha=float("nan")), "alpha at least 0"),
@@ -346,3 +375,4 @@ def test_the_demo_runs():
     command = [sys.executable, "-m", "mini_pkd.lattice_kl"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "0.173287 = 0.173287" in out.stdout and "0.173287, 0.130812" in out.stdout
+    assert "0.392436 = 3 x 0.130812, along a path 0.261624 = 2 x that" in out.stdout

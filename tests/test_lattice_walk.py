@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mini_pkd import lattice_walk
-from mini_pkd.lattice_walk import rows_of_nodes, walk_lattice
+from mini_pkd.lattice_kl import materialised_kl_and_gradients
+from mini_pkd.lattice_walk import chunk_groups, merged_chunks, rows_of_nodes, walk_lattice
 from mini_pkd.ragged import lattice_offsets
 from mini_pkd.rnnt_loss import materialised_loss_and_gradients
 
@@ -76,6 +77,9 @@ def test_no_denormal_number_reaches_a_product(monkeypatch):
     walk_lattice(network, labels, T, U)
     walk_lattice(network, labels, T, U, teacher=network[:3] + (bias + 1,), kl_weight=1e-3)
     walk_lattice(network, labels, T, U, teacher=network, kl_weight=1e-3, kind="collapsed", temperature=2.0)
+    walk_lattice(
+        network, labels, T, U, teacher=network[:3] + (bias + 1,), kl_weight=1e-30, kl_weighting="paths", negligible=-1
+    )
     size = np.abs(np.concatenate(seen))
     assert ((size == 0) | (size >= np.finfo(np.float32).tiny)).all()
     assert (size == 0).mean() > 0.05  # so some were flushed
@@ -107,6 +111,48 @@ def test_a_teacher_is_followed_at_every_node(monkeypatch):
     assert sum(map(len, seen)) == (T * (U + 1)).sum()
 
 
+@pytest.mark.parametrize("kind", ["full", "collapsed"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunk_bytes, keep_bytes", [(10**9, 0), (0, 0), (0, 10**9), (5000, 10**4)])
+def test_along_paths_a_teacher_is_asked_at_few_nodes(monkeypatch, kind, temperature, dtype, chunk_bytes, keep_bytes):
+    """The same as with every node, and as the oracle; tolerances as above, for a gradient of 1 + 1 / temperature times
+    the occupancy, and the KL's is 100 roundings of a 1 (the largest KL at a node is below 100)."""
+    network, labels, T, U = sharp_batch(dtype=dtype)
+    teacher = tuple(array + array.dtype.type(0.1) for array in network)
+    rows, original = {"teacher": 0}, lattice_walk.matmul
+
+    def matmul(a, b, out=None):
+        if b.base is teacher[2]:
+            rows["teacher"] += len(a)
+        return original(a, b, out=out)
+
+    monkeypatch.setattr(lattice_walk, "matmul", matmul)
+    seen = spy_on_backward(monkeypatch)
+    options = dict(teacher=teacher, kind=kind, temperature=temperature, kl_weight=1.0, kl_weighting="paths")
+    options |= dict(chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+    losses, kl, grads = walk_lattice(network, labels, T, U, **options)
+    nodes, taught = (T * (U + 1)).sum(), rows["teacher"]
+    assert sum(map(len, seen)) == taught < 0.8 * nodes  # or nothing was tested
+    _, kl_all, grads_all = walk_lattice(network, labels, T, U, negligible=-1, **options)
+    assert rows["teacher"] - taught == nodes
+    exact, exact_teacher = (tuple(a.astype(np.float64) for a in n) for n in (network, teacher))
+    oracle_kl, d_kl = materialised_kl_and_gradients(
+        exact, exact_teacher, labels, T, U, kind, temperature, kl_weighting="paths"
+    )
+    _, d_rnnt = materialised_loss_and_gradients(*exact, labels, T, U)
+    eps = np.finfo(dtype).eps
+    assert np.abs(kl - kl_all).max() < 100 * eps
+    # the weights are exponentials of sums near -losses
+    assert np.abs(kl_all - oracle_kl).max() < 10 * losses.max() * eps * oracle_kl.max()
+    for g, every, a, b in zip(grads, grads_all, d_rnnt, d_kl, strict=True):
+        scale = max(1, np.abs(a + b).max())
+        assert np.abs(g - every).max() < 20 * (1 + 1 / temperature) * eps * scale
+        assert np.abs(g - a - b).max() < np.abs(every - a - b).max() + 20 * (1 + 1 / temperature) * eps * scale
+    _, kl_alone, none = walk_lattice(network, labels, T, U, gradients=False, **options)
+    assert none is None and np.array_equal(kl_alone, kl)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_of_nodes(seed):
     """Every kept node has one row; in place, no row is written that another iteration still has to read."""
@@ -122,6 +168,26 @@ def test_rows_of_nodes(seed):
     node_of, _ = rows_of_nodes(taken, 1e-9, in_place=True)
     for row, node in enumerate(node_of):
         assert row == node or row not in node_of
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_merged_chunks(seed):
+    """They cover an utterance backwards without a gap, and each is as long as it can be."""
+    rng = np.random.default_rng(seed)
+    T, U = int(rng.integers(20, 60)), int(rng.integers(0, 9))
+    [(_, _, chunks)] = chunk_groups(np.array([T]), np.array([U]), rng.integers(1, 9, U), 2 * U + 3)
+    most = max(chunk.size for chunk in chunks)
+    taken = (rng.random(T * (U + 1)) < seed / 10).astype(float)
+    merged = [*merged_chunks(chunks, taken, 0.5, most)]
+    assert np.array_equal(np.concatenate([taken[chunk.nodes] for chunk in merged[::-1]]), taken)
+    assert np.array_equal(*(np.concatenate([c.labels for c in some]) for some in (chunks, merged[::-1])))
+    before = {chunk.nodes.stop: chunk for chunk in chunks}
+    for chunk in merged:
+        height = taken[chunk.nodes].sum()
+        assert height <= most and np.diff(chunk.enc_start) * (U + 1) == chunk.size == len(chunk.all)
+        if chunk.nodes.start > 0:
+            assert height + taken[before[chunk.nodes.start].nodes].sum() > most
+    assert [*merged_chunks(chunks, np.ones(len(taken)), 0.5, most)] == chunks[::-1]  # the logits of these may stand
 
 
 def test_not_a_number_reaches_loss_and_gradient():

@@ -19,6 +19,7 @@ from mini_pkd.rnnt_loss import (
     log_probs,
     log_softmax,
     materialised_loss_and_gradients,
+    occupancies,
     paths,
     readable,
     rnnt_loss,
@@ -99,6 +100,7 @@ def test_brute_force_readable_and_kernel_agree(seed):
         total, kernel_gradient = kernel_loss(log_probs, labels)
         assert abs(loss - expected) < 1e-10  # float64 sums of at most a few hundred terms
         assert abs(-total - expected) < 1e-10
+        assert np.abs(occupancies(log_probs, labels) + gradient.sum(axis=-1)).max() < 1e-12
         assert np.abs(kernel_gradient - gradient).max() < 1e-12
         # each frame is left by exactly one blank, each label said exactly once
         assert np.abs(gradient[:, :, 0].sum(axis=1) + 1).max() < 1e-12
@@ -107,7 +109,7 @@ def test_brute_force_readable_and_kernel_agree(seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_paths_variables_and_the_best_path(seed):
-    """C(T-1+U, U) different paths; alpha and beta as sums over their parts; the best path is the best of all."""
+    """C(T-1+U, U) different paths; alpha, beta and occupancies as sums over them; the best path is the best of all."""
     rng = np.random.default_rng(seed)
     T, U, V = int(rng.integers(1, 5)), int(rng.integers(0, 4)), 5
     log_probs, labels = log_softmax(2 * rng.standard_normal((T, U + 1, V))), rng.integers(1, V, U)
@@ -118,7 +120,10 @@ def test_paths_variables_and_the_best_path(seed):
         return sum(log_probs[t, u, labels[u] if says else 0] for t, u, says in steps)
 
     alpha, beta = forward_variables(log_probs, labels), backward_variables(log_probs, labels)
+    occupied, everything = occupancies(log_probs, labels), np.logaddexp.reduce([score(path) for path in every])
     for t, u in np.ndindex(T, U + 1):
+        by_here = np.logaddexp.reduce([score(path) for path in every if (t, u) in [step[:2] for step in path]])
+        assert occupied[t, u] == pytest.approx(np.exp(by_here - everything), abs=1e-12)
         heads = {path[: t + u] for path in every if (t, u) in [step[:2] for step in path]}
         tails = {path[t + u :] for path in every if (t, u) in [step[:2] for step in path]}
         assert alpha[t, u] == pytest.approx(np.logaddexp.reduce([score(h) for h in heads]), abs=1e-12)

@@ -51,6 +51,17 @@ def test_operational_settings_may_change(copy, data, finished):
     assert history[1:] == [{"before": {"settings.checkpoint_minutes": 7}, "trained": list(MODELS)}]
 
 
+def test_a_folder_from_before_a_setting_existed(copy, data, finished, capfd):
+    """It had what is now the default, and goes on with it."""
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["kl_weighting"]
+    path.write_text(json.dumps(config))
+    assert "(kl_weighting='nodes')" in refusal(capfd, words_of(data, copy, "kl_weighting=paths"))
+    untrain(copy, "B2")
+    assert cascade.main(words_of(data, copy)) == 0 and weights(copy) == weights(finished)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
