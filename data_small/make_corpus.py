@@ -48,7 +48,7 @@ PARTS = ("train", "dev", "dev-other", "test-clean", "test-other")
 # Utterances per part.
 COUNTS = {
     "numbers": {"train": 1600, "dev": 230, "dev-other": 120, "test-clean": 630, "test-other": 630},
-    "sentences": {"train": 3250, "dev": 204, "test-clean": 300, "test-other": 300},
+    "sentences": {"train": 3250, "dev": 210, "dev-other": 120, "test-clean": 470, "test-other": 480},
 }
 
 

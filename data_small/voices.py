@@ -95,29 +95,8 @@ GROUPS = {  # id of the first speaker: voices
     620: espeak("en-gb-x-gbcwmd+m2", "en-us+Annie", parts=DEV_OTHER),
 }  # fmt: skip
 
-# The sentences that ship were made earlier, with fewer voices; jm_ and jf_ are Kokoro's Japanese speakers.
-EARLIER = {
-    101: Voice("flite", "awb", 1.05),
-    102: Voice("flite", "rms", 1.2),
-    103: Voice("flite", "slt"),
-    111: Voice("festival", "ked_diphone", 1.1),
-    112: Voice("festival", "kal_diphone", parts=OTHER),
-    113: Voice("festival", "cmu_us_slt_arctic_hts"),
-    121: Voice("espeak-ng", "en-us"),
-    122: Voice("espeak-ng", "en-us+f2"),
-    123: Voice("espeak-ng", "en-gb"),
-    124: Voice("espeak-ng", "en-us+klatt", parts=OTHER),
-    125: Voice("espeak-ng", "en-us+m3"),
-    132: Voice("kokoro", "jm_kumo", 1.15),
-    135: Voice("kokoro", "jf_nezumi", 1.15, parts=OTHER),
-    141: Voice("pico", "en-US"),
-    142: Voice("pico", "en-GB", 1.1, parts=OTHER),
-}
-
-VOICES = {  # corpus: {speaker: voice}
-    "numbers": {first + i: voice for first, voices in GROUPS.items() for i, voice in enumerate(voices)},
-    "sentences": EARLIER,
-}
+SPEAKERS = {first + i: voice for first, voices in GROUPS.items() for i, voice in enumerate(voices)}
+VOICES = {"numbers": SPEAKERS, "sentences": SPEAKERS}  # corpus: {speaker: voice}
 
 
 def speakers(corpus, part):
