@@ -1,4 +1,4 @@
-"""Assignment 3: the encoder: attention and its gradient, convolution, pooling, and the same rows from a stream."""
+"""Assignment 3: the encoder: attention and its gradient, convolution, pooling, and the same from a stream."""
 
 import numpy as np
 
@@ -12,7 +12,6 @@ CONVENTIONS = {
             "T, D": "T, D",
             "0, D": "0, D",
             "a time step is": "a row",
-            "next to": "below",
             ".T": "",
             "axis": "0",
             "qkv by rows": "",
@@ -27,7 +26,6 @@ CONVENTIONS = {
             "T, D": "D, T",
             "0, D": "D, 0",
             "a time step is": "a column",
-            "next to": "beside",
             ".T": ".T",
             "axis": "1",
             "qkv by rows": "q, k, v = q.T, k.T, v.T  # (N, D)",
@@ -41,7 +39,7 @@ CONVENTIONS = {
         "counts the row itself": {
             "seen": "distance < window",
             "one more seen": "distance <= window",
-            "rows that are seen": "itself and the window - 1 rows before it",
+            "what is seen": "the last `window` time steps, itself included",
             "smallest window": "1",
             "largest distance": "window - 1",
             "distances seen": r"0 \le n - m \le W - 1",
@@ -52,7 +50,7 @@ CONVENTIONS = {
         "counts the past": {
             "seen": "distance <= window",
             "one more seen": "distance <= window + 1",
-            "rows that are seen": "itself and the window rows before it",
+            "what is seen": "itself and the `window` time steps before it",
             "smallest window": "0",
             "largest distance": "window",
             "distances seen": r"0 \le n - m \le W",
@@ -79,13 +77,13 @@ CONVENTIONS = {
             "row of distance": "len(positions) - 1 - distance",
             "other row of distance": "distance",
             "positions of i": "positions[P - 1 - i]",
-            "table as handed out": "table = table[::-1]  # distance 0 is the last row of the table",
+            "table as handed out": "table = table[::-1]  # distance 0 is the last of the table",
             "by distance": "[::-1]",
             "tap": "lag",
             "other tap": "K - 1 - lag",
             "tap of i": "taps[i]",
             "the present's tap": "the first",
-            "taps as handed out": "taps = taps[::-1]  # the present row's tap is the first",
+            "taps as handed out": "taps = taps[::-1]  # the present's tap is the first",
         },
     },
     "ties": {
@@ -145,9 +143,9 @@ def attention_cases(rng, dialect, solution):
 
     return {
         CORE: [case(7, 1, 9, W=4, spare=3), case(5, 6, W=3, spare=2, H=3, C=2)],
-        "utterances of one row": [case(1, W=3), case(1, 1, 2, 1, W=2)],
+        "utterances of one time step": [case(1, W=3), case(1, 1, 2, 1, W=2)],
         "empty utterances": [case(4, 0, 3, W=3), case(0, 5, 0, W=2, spare=1)],
-        "a row that sees only itself": [case(4, 3, W=1), case(6, W=1, spare=2)],
+        "a time step that sees only itself": [case(4, 3, W=1), case(6, W=1, spare=2)],
         "a window longer than the utterances": [case(5, 3, W=20, H=1)],
         "large scores": [case(6, 4, W=3, loud=True)],
     }
@@ -192,8 +190,8 @@ def attention(q, k, v, positions, lengths, heads, window):
     q, k, v    («N, D») float64: query, key and value of each time step; N = sum(lengths) >= 1
     positions  (P, D) float64: the vector of distance i is «positions of i»; there may be more than the window needs
     lengths    (B,) int64: time steps of each utterance, which lie end to end; some may be 0
-    heads      H: head h has columns h C to (h + 1) C - 1 of the D, with C = D / H
-    window     each time step sees «rows that are seen»; at least «smallest window», and P > «largest distance»
+    heads      H: head h has channels h C to (h + 1) C - 1 of the D, with C = D / H
+    window     each time step sees «what is seen»; at least «smallest window», and P > «largest distance»
 
     Returns (weights, out):
     weights  (H, N, N) float64: [h, n, m] is what time step n takes from time step m; 0 where it sees nothing
@@ -205,7 +203,8 @@ def attention(q, k, v, positions, lengths, heads, window):
     utterance = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     distance = n[:, None] - n  # (N, N): from the row that looks to the row that is seen
     seen = (distance >= 0) & («seen») & (utterance[:, None] == utterance)
-    relative = positions[np.clip(«row of distance», 0, len(positions) - 1)]  # (N, N, D); anything where nothing is seen
+    rows = np.clip(«row of distance», 0, len(positions) - 1)  # of the table; any row where nothing is seen
+    relative = positions[rows]  # (N, N, D)
     weights, out = np.zeros((heads, N, N)), np.zeros((N, D))
     for h in range(heads):
         c = slice(h * C, (h + 1) * C)
@@ -219,7 +218,7 @@ def attention(q, k, v, positions, lengths, heads, window):
     mutants=(
         Mutant(
             "window + 1",
-            "as if each time step saw one more of the past than it may: it sees «rows that are seen»",
+            "as if each time step saw one more of the past than it may: it sees «what is seen»",
             [("(«seen»)", "(«one more seen»)")],
         ),
         Mutant(
@@ -229,7 +228,7 @@ def attention(q, k, v, positions, lengths, heads, window):
         ),
         Mutant(
             "utterances leak",
-            "as if all utterances were one, so that a row sees rows of the utterance before its own",
+            "as if all utterances were one, so that a time step sees the utterance before its own",
             [(" & (utterance[:, None] == utterance)", "")],
         ),
         Mutant(
@@ -241,8 +240,9 @@ def attention(q, k, v, positions, lengths, heads, window):
     cases=attention_cases,
     oracle=attention_oracle,
     handout=r"""
-Time step n sees time step m of the same utterance if $«distances seen»$, where W is `window`: **«rows that are seen»**,
-never a later one. In each head, with q, k, v and r cut to the head's C columns,
+Time step n sees time step m of the same utterance if $«distances seen»$, where W is `window`: it sees
+**«what is seen»**, never a later one.
+In each head, with q, k, v and r cut to the head's C channels,
 
 $$s_{nm} = \frac{q_n \cdot (k_m + r_{n-m})}{\sqrt{C}}, \qquad
 p_{nm} = \frac{e^{s_{nm}}}{\sum_{m'} e^{s_{nm'}}}, \qquad
@@ -252,16 +252,16 @@ with both sums over the m that n sees. $r_i$ is the vector of distance i, **`«p
 place of sinusoids (Dai et al. 2019, section 3.3, simplified). The table may be longer than the window, because one
 table can serve several windows; what is beyond the window is not used.
 
-The weights are returned, because the gradient needs them. N is at most 100 here, so matrices of N x N are welcome: make
-one matrix of distances and one of what is seen, then `np.where(seen, scores, -np.inf)`. An index that is out of range,
-where nothing is seen anyway, can be clipped. Scores may be near 1000, so subtract the largest *seen* score of a row
-before `exp`.
+The weights are returned, because the gradient needs them. N is at most 100 here, so matrices of N x N are welcome
+(training would keep only the N x W that are not zero): make one matrix of distances and one of what is seen, then
+`np.where(seen, scores, -np.inf)`. Where nothing is seen, a distance may lie outside of the table: clip the index.
+Scores may be near 1000, so subtract the largest score of each time step before `exp`.
 """,
     tests="""
 def test_equal_scores_give_running_means():
     v = np.array([[1.0], [2.0], [3.0], [9.0], [10.0], [20.0]])  # (N, 1): utterances of 4 and 2
     zero, table = np.zeros((6, 1)), np.zeros((5, 1))
-    weights, out = attention(zero«.T», zero«.T», v«.T», table, np.array([4, 2]), 1, «window of 3»)  # 3 rows are seen
+    weights, out = attention(zero«.T», zero«.T», v«.T», table, np.array([4, 2]), 1, «window of 3»)  # 3 are seen
     assert np.allclose(out«.T»[:, 0], [1, 1.5, 2, 14 / 3, 10, 15])
     assert np.allclose(weights[0, 3], [0, 1 / 3, 1 / 3, 1 / 3, 0, 0]) and np.allclose(weights[0, 4], [0, 0, 0, 0, 1, 0])
 
@@ -270,7 +270,7 @@ def test_positions_weigh_the_past():
     one, v = np.ones((3, 1)), np.array([[0.0], [4.0], [8.0]])
     table = np.log([[1.0], [3.0], [99.0]])  # of distances 0, 1, 2; the third is outside of the window
     «table as handed out»
-    weights, out = attention(one«.T», 0 * one«.T», v«.T», table, np.array([3]), 1, «window of 2»)  # 2 rows are seen
+    weights, out = attention(one«.T», 0 * one«.T», v«.T», table, np.array([3]), 1, «window of 2»)  # 2 are seen
     assert np.allclose(weights[0], [[1, 0, 0], [3 / 4, 1 / 4, 0], [0, 3 / 4, 1 / 4]])
     assert np.allclose(out«.T»[:, 0], [0, 1, 5])
 
@@ -286,7 +286,7 @@ def test_each_head_has_its_own_columns():
     notebook=r"""
 # %% [markdown]
 # ## Who looks at whom
-# Three utterances of 12, 1 and 17 time steps, and a window in which 8 rows are seen. Each block on the diagonal is one
+# Three utterances of 12, 1 and 17 time steps, and a window in which 8 are seen. Each block on the diagonal is one
 # utterance. The second head has positions that grow with the distance, so it looks back.
 
 # %%
@@ -318,8 +318,8 @@ def gradient_cases(rng, dialect, solution):
 
     return {
         CORE: [case(6, 1, 8, W=4, spare=2), case(7, 4, W=3, H=3, C=2)],
-        "utterances of one row": [case(1, W=3), case(1, 1, 2, 1, W=2)],
-        "a row that sees only itself": [case(4, 3, W=1)],
+        "utterances of one time step": [case(1, W=3), case(1, 1, 2, 1, W=2)],
+        "a time step that sees only itself": [case(4, 3, W=1)],
         "empty utterances": [case(4, 0, 3, W=3, spare=1)],
         "a window longer than the utterances": [case(5, 3, W=20, H=1)],
     }
@@ -414,7 +414,7 @@ def attention_gradient(g, q, k, v, positions, weights):
                 )
             ],
         ),
-    ),  # fmt: skip
+    ),
     cases=gradient_cases,
     oracle=gradient_oracle,
     handout=r"""
@@ -426,8 +426,8 @@ $$dp_{nm} = g_n \cdot v_m, \qquad dv_m = \sum_n p_{nm}\, g_n, \qquad
 dz_{nm} = \frac{1}{\sqrt{C}}\; p_{nm} \Big( dp_{nm} - \sum_{m'} p_{nm'}\, dp_{nm'} \Big),$$
 
 and what $dz$ sends to $q_n$, to $k_m$ and to $r_i$ follows from the product rule: work it out. $r_i$ takes part in
-*every* pair at distance i, so its gradient is a sum over all these pairs. The table has `«positions of i»` for distance
-i, as in task 1, and `dpositions` has its shape and its order.
+*every* pair at distance i, so its gradient is a sum over all these pairs. Distance i is `«positions of i»`, as in
+task 1, and `dpositions` has the shape and the order of `positions`.
 
 Where n does not see m the weight is 0, so dz is 0 and nothing is sent anywhere. The grader hands you correct weights,
 whatever your task 1 does.
@@ -439,7 +439,7 @@ def test_two_rows():
     «table as handed out»
     weights = np.array([[[1.0, 0.0], [0.5, 0.5]]])
     dq, dk, dv, dtable = attention_gradient(g«.T», q«.T», k«.T», v«.T», table, weights)
-    # The second row: dp = (0, 4), their mean is 2, so dz = (-1, 1); it meets keys and positions 1 + 5 and 3 + 0.
+    # The second time step: dp = (0, 4), their mean is 2, so dz = (-1, 1); it meets keys and positions 1 + 5 and 3 + 0.
     assert np.allclose(dq«.T»[:, 0], [0, -6 + 3])
     assert np.allclose(dk«.T»[:, 0], [-2, 2])
     assert np.allclose(dv«.T»[:, 0], [0.5, 0.5])
@@ -461,7 +461,7 @@ def test_pairs_at_the_same_distance_add_up():
     g[:], q[:], v[:, 0] = 1, 1, [0, 4, 8, 12]
     weights = np.array([[[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]]])
     dtable = attention_gradient(g«.T», q«.T», k«.T», v«.T», np.zeros((2, 1)), weights)[3]
-    assert np.allclose(dtable«by distance»[:, 0], [3, -3])  # dz = (-1, 1) in three rows
+    assert np.allclose(dtable«by distance»[:, 0], [3, -3])  # dz = (-1, 1) three times
 """,
     notebook=r"""
 # %% [markdown]
@@ -502,10 +502,10 @@ def convolution_cases(rng, dialect, solution):
 
     return {
         CORE: [case(7, 1, 9), case(6, 5, K=3, D=2)],
-        "utterances of one row": [case(1), case(1, 1, 2, 1)],
+        "utterances of one time step": [case(1), case(1, 1, 2, 1)],
         "empty utterances": [case(4, 0, 3), case(0, 5, 0)],
         "one tap": [case(5, 3, K=1)],
-        "more taps than rows": [case(3, 2, 1, K=8)],
+        "more taps than time steps": [case(3, 2, 1, K=8)],
         "long": [case(1200, 1, 1800, K=16, D=8)],
     }
 
@@ -529,8 +529,8 @@ def depthwise_convolution(x, taps, bias, lengths):
     """Causal depthwise convolution of a ragged batch: each channel has its own filter.
 
     x        («N, D») float64: D channels; N = sum(lengths) >= 1
-    taps     (K, D) float64, K >= 1: «tap of i» meets the time step i before the present one, so «the present's tap»
-             meets the present
+    taps     (K, D) float64, K >= 1: «tap of i» meets the time step i before the present, so
+             «the present's tap» one meets the present itself
     bias     (D,) float64
     lengths  (B,) int64: time steps of each utterance, which lie end to end; some may be 0
 
@@ -551,7 +551,7 @@ def depthwise_convolution(x, taps, bias, lengths):
     mutants=(
         Mutant(
             "flipped kernel",
-            "as if the taps stood in the opposite order: «the present's tap» meets the present",
+            "as if the taps stood in the opposite order: «the present's tap» one meets the present",
             [("taps[«tap»]", "taps[«other tap»]")],
         ),
         Mutant(
@@ -570,8 +570,8 @@ def depthwise_convolution(x, taps, bias, lengths):
             [("for T in lengths:", "for T in [len(x)]:")],
         ),
         Mutant(
-            "no bias before the taps fit",
-            "as if time steps with less than K - 1 before them got nothing: what is missing counts as zero, no more",
+            "nothing before the taps fit",
+            "as if the first K - 1 time steps got nothing: what is missing before them counts as zero, no more",
             [("        start += T", "        y[start : start + T][: K - 1] = 0.0\n        start += T")],
         ),
     ),
@@ -590,7 +590,7 @@ short ones.
     tests="""
 def test_previous_and_present():
     x = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]])  # (N, 1): utterances of 3 and 2
-    taps = np.array([[1.0], [2.0]])  # once the previous row, and twice the present one
+    taps = np.array([[1.0], [2.0]])  # once the previous time step, and twice the present one
     «taps as handed out»
     y = depthwise_convolution(x«.T», taps, np.array([0.5]), np.array([3, 2]))
     assert np.allclose(y«.T»[:, 0], [2.5, 5.5, 8.5, 20.5, 50.5])  # nothing stands before 1, and nothing before 10
@@ -599,13 +599,13 @@ def test_previous_and_present():
 def test_an_impulse_is_heard_later():
     x = np.zeros((5, 2))
     x[1] = 1
-    taps = np.array([[0.25, 7.0], [0.5, 8.0], [1.0, 9.0]])  # of the rows 2, 1 and 0 before
+    taps = np.array([[0.25, 7.0], [0.5, 8.0], [1.0, 9.0]])  # of 2, 1 and 0 time steps before
     «taps as handed out»
     y = depthwise_convolution(x«.T», taps, np.zeros(2), np.array([5]))
     assert np.allclose(y«.T», [[0, 0], [1, 9], [0.5, 8], [0.25, 7], [0, 0]])
 
 
-def test_more_taps_than_rows():
+def test_more_taps_than_time_steps():
     y = depthwise_convolution(np.array([[2.0], [3.0]])«.T», np.ones((5, 1)), np.zeros(1), np.array([1, 1]))
     assert np.allclose(y«.T»[:, 0], [2, 3])
 """,
@@ -618,7 +618,7 @@ def test_more_taps_than_rows():
 # %%
 x = np.zeros((40, 1))
 x[16] = 1
-taps = 0.8 ** np.arange(7, -1, -1.0)[:, None]  # of the rows 7 to 0 before
+taps = 0.8 ** np.arange(7, -1, -1.0)[:, None]  # of 7 to 0 time steps before
 «taps as handed out»
 y = a3.depthwise_convolution(x«.T», taps, np.zeros(1), np.array([20, 20]))
 plt.stem(x[:, 0], linefmt="gray", markerfmt="o", basefmt=" ", label="in")
@@ -645,10 +645,10 @@ def pooling_cases(rng, dialect, solution):
 
     return {
         CORE: [case(5, 1, 8, ties=True), case(3, 6, 7, D=2, ties=True)],
-        "utterances of one row": [case(1), case(1, 1, 2, 1)],
+        "utterances of one time step": [case(1), case(1, 1, 2, 1)],
         "empty utterances": [case(3, 0, 4), case(0, 5, 0)],
         "even lengths": [case(4, 2, 6)],
-        "equal rows everywhere": [tuple(0 * a if i == 0 else a for i, a in enumerate(case(4, 5)))],
+        "ties everywhere": [tuple(0 * a if i == 0 else a for i, a in enumerate(case(4, 5)))],
     }
 
 
@@ -706,7 +706,7 @@ def max_pool(x, lengths, g):
         ),
         Mutant(
             "pairs across utterances",
-            "as if pairs were counted from the start of the batch, so that some hold rows of two utterances",
+            "as if pairs were counted from the start of the batch, so that some belong to two utterances",
             [("for T in lengths:", "for T in [len(x)]:")],
         ),
         Mutant(
@@ -724,11 +724,11 @@ def max_pool(x, lengths, g):
             "as if the other number of a tie got the gradient: the «who wins» gets it",
             [("winner = «winner»", "winner = «other winner»")],
         ),
-    ),  # fmt: skip
+    ),
     cases=pooling_cases,
     oracle=pooling_oracle,
     handout=r"""
-Three poolings turn rows of 10 ms into rows of 80 ms, which makes everything after them eight times cheaper. Of time
+Three poolings turn steps of 10 ms into steps of 80 ms, which makes everything after them eight times cheaper. Of time
 steps 2j and 2j + 1 *of the same utterance*, counted from its start,
 
 $$y_j = \max(x_{2j},\; x_{2j+1}) \text{ channel by channel}, \qquad y_j = x_{2j} \text{ if there is no } x_{2j+1}.$$
@@ -752,7 +752,7 @@ def test_a_tie():
     assert np.array_equal(dx«.T», [[«first paid»], [«second paid»]])
 
 
-def test_one_row():
+def test_one_time_step():
     pooled, dx = max_pool(np.array([[-3.0]]), np.array([1]), np.array([[7.0]]))
     assert np.array_equal(pooled, [[-3]]) and np.array_equal(dx, [[7]])
 """,
@@ -795,9 +795,9 @@ def stream_cases(rng, dialect, solution):
     return {
         CORE: [case([3, 1, 2, 5, 4], [1, 1, 1, 1, 1, 1, 1], [6, 3], [4]), case([2, 5, 7, 1], [9, 1, 3], K=3, D=2)],
         "empty pieces": [case([0, 3, 0, 0, 4, 0], [0, 0, 1]), case([0], [], [5, 0])],
-        "one row": [case([1]), case([1], [0, 1, 0], [1])],
+        "one time step": [case([1]), case([1], [0, 1, 0], [1])],
         "one tap": [case([3, 2, 4], [1, 1, 1], K=1)],
-        "more taps than rows": [case([1, 2, 1], [2, 2], [3], K=9)],
+        "more taps than time steps": [case([1, 2, 1], [2, 2], [3], K=9)],
         "pieces of any size": [case(any_sizes(), any_sizes(), any_sizes(), K=5)],
     }
 
@@ -817,7 +817,7 @@ def stream_oracle(dialect, taps, bias, utterances, axis):
 
 
 STREAM = Task(
-    name="The same rows from a stream",
+    name="The same from a stream",
     points=15,
     hours=2.0,
     function="EncoderStream",
@@ -846,7 +846,7 @@ class EncoderStream:
     """
 
     def __init__(self, taps, bias):
-        """taps (K, D) float64, K >= 1: «tap of i» meets the time step i before the present one.  bias (D,) float64."""
+        """taps (K, D) float64, K >= 1: «tap of i» meets the time step i before the present; bias (D,) float64."""
         self.taps, self.bias = taps, bias
         self._forget()
 
@@ -855,8 +855,7 @@ class EncoderStream:
 
         piece  («T, D») float64, T >= 0; the caller may overwrite it afterwards
 
-        Returns («M, D») float64, M >= 0: all pooled time steps that are complete now, that is, both of whose partners
-        have come; nothing that was returned before.
+        Returns («M, D») float64, M >= 0: the pairs that are complete now, pooled, and nothing that was returned before.
         """
         «piece by rows»
         (K, D), T = self.taps.shape, len(piece)
@@ -925,7 +924,7 @@ class EncoderStream:
                 )
             ],
         ),
-    ),  # fmt: skip
+    ),
     cases=stream_cases,
     oracle=stream_oracle,
     handout=r"""
@@ -937,8 +936,8 @@ task 3, followed by the pooling of task 4. Your class must remember two things b
 - a convolved time step that waits for its partner, if the number so far is odd.
 
 What is complete must be returned at once, not at the end: the user is waiting. `finish` returns the time step without a
-partner, and makes the stream ready for the next utterance. A piece may belong to a buffer that is overwritten when
-`push` has returned: copy what you keep.
+partner, and makes the stream ready for the next utterance, which must know nothing of this one. A piece may belong to a
+buffer that is overwritten when `push` has returned: copy what you keep.
 """,
     tests="""
 def pieces_of(*numbers):
@@ -946,7 +945,7 @@ def pieces_of(*numbers):
 
 
 def test_previous_and_present_in_pieces():
-    taps = np.array([[1.0], [2.0]])  # once the previous row, and twice the present one
+    taps = np.array([[1.0], [2.0]])  # once the previous time step, and twice the present one
     «taps as handed out»
     stream = EncoderStream(taps, np.array([0.5]))
     # The whole: 1 4 2 0 5 becomes 2.5 9.5 8.5 2.5 10.5, and pooled 9.5 8.5 10.5.
@@ -958,7 +957,7 @@ def test_previous_and_present_in_pieces():
 
 
 def test_pieces_shorter_than_the_filter():
-    taps = np.array([[8.0], [4.0], [2.0], [1.0]])  # of the rows 3, 2, 1 and 0 before
+    taps = np.array([[8.0], [4.0], [2.0], [1.0]])  # of 3, 2, 1 and 0 time steps before
     «taps as handed out»
     stream = EncoderStream(taps, np.zeros(1))
     found = [stream.push(piece).ravel().tolist() for piece in pieces_of([1], [0], [0], [0], [0])]
@@ -975,9 +974,9 @@ def test_buffers_are_filled_again():
 """,
     notebook=r"""
 # %% [markdown]
-# ## How long does a row wait?
+# ## How long does a time step wait?
 # 60 time steps come in pieces of random size. Your stream should be on the stairs of "half of what was heard" at the
-# end of each piece, and whatever the pieces, the rows are the same.
+# end of each piece, and whatever the pieces, the result is the same.
 
 # %%
 D, K = 3, 5
@@ -995,12 +994,12 @@ def streamed(sizes):
 sizes = [*rng.integers(0, 9, 10), 61]  # the last piece is whatever remains
 whole, parts = streamed([61]), streamed(sizes)
 difference = np.abs(np.concatenate(whole) - np.concatenate(parts)).max()
-print(f"{len(np.concatenate(parts))} rows; largest difference between one piece and {len(sizes)}: {difference:.1e}")
+print(f"{len(np.concatenate(parts))} time steps; one piece or {len(sizes)}: largest difference {difference:.1e}")
 heard = np.minimum(np.cumsum(sizes), 61)
 plt.step(np.arange(62), np.arange(62) // 2, where="post", color="gray", label="half of what was heard")
 plt.plot(heard, np.cumsum([len(rows) for rows in parts[:-1]]), "o", label="returned so far")
 plt.xlabel("time steps heard")
-plt.ylabel("rows returned")
+plt.ylabel("time steps returned")
 plt.legend()
 plt.show()
 """,
@@ -1023,9 +1022,9 @@ import numpy as np
 from a3 import EncoderStream, attention, attention_gradient, depthwise_convolution, max_pool
 """,
     motivation=r"""
-The encoder turns sound into rows that the rest of the recogniser can work with. Ours is a conformer (Gulati et al.
+The encoder turns sound into vectors that the rest of the recogniser can work with. Ours is a conformer (Gulati et al.
 2020): attention, because what somebody says now may depend on what was said seconds ago; convolution, because
-neighbouring rows belong together; and pooling, because speech changes more slowly than every 10 ms. All of it is
+neighbouring time steps belong together; and pooling, because speech changes more slowly than every 10 ms. All of it is
 **causal**: nothing looks into the future, so the same network transcribes a recording or a live microphone.
 
 Utterances have different lengths. Padding them to the longest wastes work and invites mistakes, so a batch is
@@ -1034,12 +1033,16 @@ Utterances have different lengths. Padding them to the longest wastes work and i
         lengths = [3, 1, 4]:    a0 a1 a2 | b0 | c0 c1 c2 c3        N = 8
 
 No utterance may see another. Most mistakes of this assignment are at these bars, at the beginning of an utterance,
-where the past is missing, and at its end, where an odd row is left.
+where the past is missing, and at its end, where an odd time step is left.
 
-In this class, arrays over time are **(«N, D»)**: «a time step is» is a time step. The tables `positions` (P, D) and
-`taps` (K, D) have a row for each distance in time, and mind that **they run in opposite directions**: distance i is
-`«positions of i»`, but `«tap of i»`. `window` says that a time step sees **«rows that are seen»**.
-All arrays are float64, except for `lengths`, and your functions must not write into what they are given.
+In this class, arrays over time are **(«N, D»)**: «a time step is» is a time step. Two tables have a row for each
+distance in time, and **they run in opposite directions**: what belongs to i time steps ago is
+
+- `«positions of i»` in the table of relative positions, (P, D),
+- `«tap of i»` in the table of a filter's taps, (K, D).
+
+Where there is a `window`, a time step sees **«what is seen»**.
+All arrays are float64, except for `lengths`.
 """,
     debugging=r"""
 - Start with one utterance, D = 1, and numbers that you can add in your head; then put a second utterance behind it: the
@@ -1047,26 +1050,27 @@ All arrays are float64, except for `lengths`, and your functions must not write 
 - Change the last time step of the input: of attention and of convolution, only the last output may move. Otherwise
   something looks into the future.
 - Queries of zero make all weights equal, so that attention is a running mean. Then positions alone: keys of zero.
-- With all v equal, out is v whatever the weights, and dq, dk and dpositions must be exactly zero. If they are not, the
-  softmax term is missing.
+- With all v equal, out is v whatever the weights, and dq, dk and dpositions must be zero, up to rounding. If they
+  are not, the softmax term is missing.
 - Test a gradient with central differences in a random direction (the notebook does), input by input: it tells you
   which of the four is wrong.
 - A stream has one judge: the whole utterance at once. Try pieces of 1, of 0, of K - 1 and of K.
 """,
     question=r"""
 A colleague replaces the causal convolution, K = 15, with a centred one in all blocks of the encoder, and the word error
-rate on recordings falls. The encoder has 3 blocks on rows of 10, 20 and 40 ms, each followed by pooling, and then 4 on
-rows of 80 ms. How much later does text appear when the encoder runs on a microphone? What would `EncoderStream` have to
-change, and what would the user see if it did not? Name one cheaper way to get some of the gain. At most ten sentences.
+rate on recordings falls. The encoder has 3 blocks on steps of 10, 20 and 40 ms, each followed by pooling, and then 4 on
+steps of 80 ms. How much later does text appear when the encoder runs on a microphone? What would `EncoderStream` have
+to change, and what would the user see if it did not? Name one cheaper way to get some of the gain. At most ten
+sentences.
 """,
     rubric=r"""
-- 2 points: a centred filter of 15 taps hears 7 rows ahead, and blocks add up: 7 (10 + 20 + 40 + 4 x 80) ms = 2.73 s
-  (give both points for the right sum of look-ahead; one if pooling's longer rows are forgotten, which gives 0.49 s).
-- 2 points: the stream must hold back the last 7 rows of each block until their future has come, and `finish` must
-  process them with zeros after them; memory grows from K - 1 rows of past to these rows as well.
-- 1 point: otherwise rows near the end of every piece are computed with zeros instead of the future: the stream's rows
-  differ from those of training, more so the shorter the pieces, and its errors rise.
-- 1 point: for example, look ahead in one early block only (where rows are 10 ms), or a look-ahead of one or two rows,
+- 2 points: a centred filter of 15 taps hears 7 steps ahead, and blocks add up: 7 (10 + 20 + 40 + 4 x 80) ms = 2.73 s
+  (give both points for the right sum of look-ahead; one if pooling's longer steps are forgotten, which gives 0.49 s).
+- 2 points: the stream must hold back the last 7 steps of each block until their future has come, and `finish` must
+  process them with zeros after them; each block remembers inputs until nothing looks back at them any more.
+- 1 point: otherwise steps near the end of every piece are computed with zeros instead of the future: the stream differs
+  from training, more so the shorter the pieces, and its errors rise.
+- 1 point: for example, look ahead in one early block only (where steps are 10 ms), or a look-ahead of one or two steps,
   or a second pass over the recording when the utterance has ended.
 """,
     notebook=r"""
