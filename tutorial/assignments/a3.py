@@ -39,6 +39,7 @@ CONVENTIONS = {
         "counts the row itself": {
             "seen": "distance < window",
             "one more seen": "distance <= window",
+            "one fewer seen": "distance < window - 1",
             "what is seen": "the last `window` time steps, itself included",
             "smallest window": "1",
             "largest distance": "window - 1",
@@ -50,6 +51,7 @@ CONVENTIONS = {
         "counts the past": {
             "seen": "distance <= window",
             "one more seen": "distance <= window + 1",
+            "one fewer seen": "distance < window",
             "what is seen": "itself and the `window` time steps before it",
             "smallest window": "0",
             "largest distance": "window",
@@ -222,6 +224,11 @@ def attention(q, k, v, positions, lengths, heads, window):
             [("(«seen»)", "(«one more seen»)")],
         ),
         Mutant(
+            "window - 1",
+            "as if each time step saw one less of the past than it may: it sees «what is seen»",
+            [("(«seen»)", "(«one fewer seen»)")],
+        ),
+        Mutant(
             "reversed distance",
             "as if the table of positions were read from its other end: the vector of distance i is «positions of i»",
             [("«row of distance», 0,", "«other row of distance», 0,")],
@@ -261,7 +268,7 @@ Scores may be near 1000, so subtract the largest score of each time step before 
 def test_equal_scores_give_running_means():
     v = np.array([[1.0], [2.0], [3.0], [9.0], [10.0], [20.0]])  # (N, 1): utterances of 4 and 2
     zero, table = np.zeros((6, 1)), np.zeros((5, 1))
-    weights, out = attention(zero«.T», zero«.T», v«.T», table, np.array([4, 2]), 1, «window of 3»)  # 3 are seen
+    weights, out = attention(zero«.T», zero«.T», v«.T», table, np.array([4, 2]), 1, «window of 3»)  # each sees 3
     assert np.allclose(out«.T»[:, 0], [1, 1.5, 2, 14 / 3, 10, 15])
     assert np.allclose(weights[0, 3], [0, 1 / 3, 1 / 3, 1 / 3, 0, 0]) and np.allclose(weights[0, 4], [0, 0, 0, 0, 1, 0])
 
@@ -270,12 +277,12 @@ def test_positions_weigh_the_past():
     one, v = np.ones((3, 1)), np.array([[0.0], [4.0], [8.0]])
     table = np.log([[1.0], [3.0], [99.0]])  # of distances 0, 1, 2; the third is outside of the window
     «table as handed out»
-    weights, out = attention(one«.T», 0 * one«.T», v«.T», table, np.array([3]), 1, «window of 2»)  # 2 are seen
+    weights, out = attention(one«.T», 0 * one«.T», v«.T», table, np.array([3]), 1, «window of 2»)  # each sees 2
     assert np.allclose(weights[0], [[1, 0, 0], [3 / 4, 1 / 4, 0], [0, 3 / 4, 1 / 4]])
     assert np.allclose(out«.T»[:, 0], [0, 1, 5])
 
 
-def test_each_head_has_its_own_columns():
+def test_each_head_has_its_own_channels():
     q = np.full((2, 4), np.log(3.0) / np.sqrt(2))  # 2 heads of width C = 2
     k = np.array([[0.0, 0, 0, 0], [0, 0, 1, 1]])
     v = np.array([[1.0, 1, 1, 1], [5, 5, 5, 5]])
@@ -286,8 +293,8 @@ def test_each_head_has_its_own_columns():
     notebook=r"""
 # %% [markdown]
 # ## Who looks at whom
-# Three utterances of 12, 1 and 17 time steps, and a window in which 8 are seen. Each block on the diagonal is one
-# utterance. The second head has positions that grow with the distance, so it looks back.
+# Three utterances of 12, 1 and 17 time steps; each time step sees at most 8, itself included. Each block on the
+# diagonal is one utterance. The second head has positions that grow with the distance, so it looks back.
 
 # %%
 lengths, D = np.array([12, 1, 17]), 8
@@ -433,7 +440,7 @@ Where n does not see m the weight is 0, so dz is 0 and nothing is sent anywhere.
 whatever your task 1 does.
 """,
     tests="""
-def test_two_rows():
+def test_two_time_steps():
     g, q, k, v = np.array([[[0.0], [1.0]], [[7.0], [2.0]], [[1.0], [3.0]], [[0.0], [4.0]]])  # (N, D) = (2, 1) each
     table = np.array([[0.0], [5.0], [9.0]])  # of distances 0, 1, 2
     «table as handed out»
@@ -447,7 +454,7 @@ def test_two_rows():
 
 
 def test_heads_of_width_four():
-    g, q, k, v = np.zeros((4, 2, 8))  # 2 heads, C = 4; what test_two_rows has is in the first column of the second head
+    g, q, k, v = np.zeros((4, 2, 8))  # 2 heads, C = 4; the second head's first channel is the test above
     g[1, 4], q[:, 4], k[:, 4], v[1, 4] = 1, [7, 2], [1, 3], 4
     weights = np.array([[[1.0, 0.0], [0.5, 0.5]]] * 2)
     dq, dk, dv, dtable = attention_gradient(g«.T», q«.T», k«.T», v«.T», np.zeros((3, 8)), weights)
@@ -621,7 +628,7 @@ x[16] = 1
 taps = 0.8 ** np.arange(7, -1, -1.0)[:, None]  # of 7 to 0 time steps before
 «taps as handed out»
 y = a3.depthwise_convolution(x«.T», taps, np.zeros(1), np.array([20, 20]))
-plt.stem(x[:, 0], linefmt="gray", markerfmt="o", basefmt=" ", label="in")
+plt.bar(np.arange(40), x[:, 0], color="lightgray", label="in")
 plt.plot(y«.T»[:, 0], "o-", label="out")
 plt.axvline(19.5, color="black", linestyle=":")
 plt.xlabel("time step; the second utterance begins at the dots")
@@ -1036,7 +1043,7 @@ No utterance may see another. Most mistakes of this assignment are at these bars
 where the past is missing, and at its end, where an odd time step is left.
 
 In this class, arrays over time are **(«N, D»)**: «a time step is» is a time step. Two tables have a row for each
-distance in time, and **they run in opposite directions**: what belongs to i time steps ago is
+distance in time, and **they run in opposite directions**: what belongs to the time step i before the present is
 
 - `«positions of i»` in the table of relative positions, (P, D),
 - `«tap of i»` in the table of a filter's taps, (K, D).
