@@ -188,7 +188,7 @@ SMALL = Scale(
     Settings(
         data="data_small/sentences", vocab_size=256, epochs=20, curriculum_epochs=2, dev_every=5,
         batch_utterances=8, batch_frames=4000, max_frames=1600,
-        peak_rate=2e-3, warmup_steps=400, max_warp_fraction=0.15,
+        peak_rate=2e-3, warmup_steps=400, clip=1.0, max_warp_fraction=0.15,
     ),
     {
         "T1": Size(3, 144, 4, 16, 8, 2, 176, 1, 160),
