@@ -15,6 +15,7 @@ CONVENTIONS = {
             "at (t, u)": "[t, u]",
             "networks by frames": "",
             "teacher by frames": "",
+            "students by frames": "",
             "networks as handed out": "",
             "teacher as handed out": "",
             "back": "",
@@ -24,6 +25,7 @@ CONVENTIONS = {
             "at (t, u)": "[u, t]",
             "networks by frames": "student, teacher = student.swapaxes(0, 1), teacher.swapaxes(0, 1)  # (T, U + 1, V)",
             "teacher by frames": "teacher = teacher.swapaxes(0, 1)  # (T, U + 1, V)",
+            "students by frames": "first, second = first.swapaxes(0, 1), second.swapaxes(0, 1)  # (T, U + 1, V)",
             "networks as handed out": (
                 "student, teacher = student.swapaxes(0, 1), teacher.swapaxes(0, 1)  # (U + 1, T, V)"
             ),
@@ -32,13 +34,21 @@ CONVENTIONS = {
         },
     },
     "unit": {
-        "nats": {"unit": "nats", "per unit": "", "log": r"\ln", "to unit": "", "other unit": "bits"},
+        "nats": {
+            "unit": "nats",
+            "per unit": "",
+            "per other": " / np.log(2)",
+            "other": "bits",
+            "log": r"\ln",
+            "to unit": "",
+        },
         "bits": {
             "unit": "bits",
             "per unit": " / np.log(2)",
+            "per other": "",
+            "other": "nats",
             "log": r"\log_2",
             "to unit": r"\frac{1}{\ln 2}\,",
-            "other unit": "nats",
         },
     },
     "mixing": {
@@ -58,8 +68,8 @@ CONVENTIONS = {
         },
     },
     "difference": {
-        "A - B": {"first": "a", "second": "b", "difference": "A - B", "sign": "", "if A is better": "negative"},
-        "B - A": {"first": "b", "second": "a", "difference": "B - A", "sign": "-", "if A is better": "positive"},
+        "A - B": {"first": "a", "second": "b", "A": "A", "B": "B", "sign": "", "if A is better": "negative"},
+        "B - A": {"first": "b", "second": "a", "A": "B", "B": "A", "sign": "-", "if A is better": "positive"},
     },
     "rates": {
         "fractions": {"scale": "", "rates": "a fraction: one error in four words is 0.25", "axis of rates": "fraction"},
@@ -145,9 +155,9 @@ KL = Task(
 def lattice_kl(«networks», temperature):
     """KL(teacher || student), summed over all nodes of a lattice and over all symbols.
 
-    «networks»  (N, V) float64 each: raw scores (logits), a row of V for each of the lattice's N >= 1 nodes; -inf for a
-                symbol that is impossible, but each row has a finite score
-    temperature  a float above 0: both networks' scores are divided by it before the softmax
+    «networks»  (N, V) float64 each: raw scores (logits), a row for each of the lattice's N >= 1 nodes; -inf
+                      for an impossible symbol, but each row has a finite score
+    temperature       a float above 0: both networks' scores are divided by it before the softmax
 
     Returns the KL in «unit», a float: inf where the teacher's P > 0 meets a student's P = 0, and never nan.
     """
@@ -188,6 +198,11 @@ def _log_probs_at(scores, temperature):
             "mean over nodes",
             "as if the KL were averaged over the nodes: it is their sum",
             [("return terms.sum()«per unit»", "return terms.sum() / len(P_T)«per unit»")],
+        ),
+        Mutant(
+            "unit",
+            "in «other»: «unit» are asked for",
+            [("return terms.sum()«per unit»", "return terms.sum()«per other»")],
         ),
     ),
     cases=kl_cases,
@@ -304,10 +319,10 @@ COLLAPSED = Task(
 def collapsed_kl(«networks», labels):
     """KL(teacher || student) of three classes a node (blank, the next label, the rest), summed over the lattice.
 
-    «networks»  («nodes», V) float64 each: raw scores of node (t, u) at «at (t, u)»; V >= 2, blank is symbol 0; -inf for
-                a symbol that is impossible, but each node has a finite score
-    labels      (U,) int64: the transcript, each 1 to V - 1; T >= 1, U >= 0.  The next label of column u is labels[u];
-                the last column, u = U, has none and so only two classes, blank and the rest
+    «networks»  («nodes», V) float64 each: raw scores of node (t, u) at «at (t, u)»; V >= 2, blank is symbol 0;
+                      -inf for an impossible symbol, but each node has a finite score
+    labels            (U,) int64: the transcript, each 1 to V - 1; T >= 1, U >= 0.  The next label of column u is
+                      labels[u]; the last column, u = U, has none and so only two classes, blank and the rest
 
     Returns the KL in «unit», a float: inf where the teacher's P > 0 meets a student's P = 0, and never nan.
     """
@@ -487,13 +502,14 @@ GRADIENT = Task(
 def mixed_gradient(rnnt_gradient, «networks», labels, alpha, temperature, kind):
     """The derivative of «mixed» by the student's raw scores.
 
-    rnnt_gradient  («nodes», V) float64: the derivative of the RNN-T loss, in «unit», by the student's raw scores
-    «networks»  («nodes», V) float64 each: raw scores of node (t, u) at «at (t, u)»; V >= 2, blank is symbol 0; -inf for
-                a symbol that is impossible: if so, for both networks, and each node has a finite score
-    labels       (U,) int64: the transcript, each 1 to V - 1; T >= 1, U >= 0
-    alpha        a float, 0 to 1
-    temperature  a float above 0, of the KL only: both networks' scores are divided by it before the softmax
-    kind         "full": KL(teacher || student) of all symbols; "collapsed": of blank, next label and rest; in «unit»
+    rnnt_gradient     («nodes», V) float64: the derivative of the RNN-T loss, in «unit», by the student's raw scores
+    «networks»  («nodes», V) float64 each: raw scores of node (t, u) at «at (t, u)»; V >= 2, blank is symbol 0;
+                      -inf for an impossible symbol, which is so for both networks; each node has a finite score
+    labels            (U,) int64: the transcript, each 1 to V - 1; T >= 1, U >= 0
+    alpha             a float, 0 to 1
+    temperature       a float above 0, of the KL only: both networks' scores are divided by it before the softmax
+    kind              "full": KL(teacher || student) of all symbols; "collapsed": of blank, the next label (none in
+                      the last column) and the rest.  Either is in «unit» and summed over the nodes
 
     Returns («nodes», V) float64; what KL adds to the derivative by the score of an impossible symbol is 0.
     """
@@ -809,7 +825,7 @@ $$\frac{\partial L}{\partial\,\text{enc}[g]} = \sum_{t:\ \lfloor t / \text{share
 
 A step takes `rate` times these from both tables: compute both derivatives first, then move both. Both students start
 from zeros and take the same number of steps with the same rate. A teacher stays as it is while it teaches. Return the
-raw scores as the sum of the two tables, not normalised.
+raw scores as the sum of the two tables, not normalised, and the KL that each stage ends with (0 ln 0 is 0 here, too).
 """,
     tests="""
 def test_one_step_by_hand():
@@ -830,7 +846,7 @@ def test_frames_that_share():
     first, second, _ = two_stage_cascade(teacher, (2, 3), 0.05, 10)
     assert np.array_equal(teacher, before)  # nobody writes into a teacher
     assert first.shape == second.shape == teacher.shape
-    first, second = first«back», second«back»  # (T, U + 1, V)
+    «students by frames»
     assert np.allclose(first[0], first[1]) and np.allclose(first[2], first[3]) and not np.allclose(first[1], first[2])
     assert np.allclose(second[0], second[2]) and np.allclose(second[3], second[4])
 
@@ -923,14 +939,13 @@ def paired_bootstrap(errors_a, errors_b, words, draws, level):
     """How different are the word error rates of two systems on the same n utterances?
 
     errors_a, errors_b  (n,) int64: word errors of systems A and B in each utterance; n >= 1
-    words               (n,) int64: words of each reference; a single one may be empty, 0, but no row of draws has
-                        only such
+    words               (n,) int64: words of each reference, 0 where it is empty; each row of draws has some words
     draws               (R, n) int64: R test sets of n utterances each, as indices from 0; R >= 1
     level               a float between 0 and 1, such as 0.95
 
-    Returns (difference, interval, p): WER of «difference» on the utterances themselves, a float; (2,) float64, the low
-    and the high end of the middle `level` of the R resampled differences; the two-sided p, a float.
-    A WER is «rates».
+    Returns (difference, interval, p): the WER of «A» minus that of «B» on the n utterances, a float; (2,) float64, the
+    low and the high end of the middle `level` of the R resampled differences, values that occur; the two-sided p, a
+    float.  WER is «rates».
     """
     lead = errors_«first» - errors_«second»
     difference = _pooled(lead, words)
@@ -999,10 +1014,10 @@ bootstrap draws n utterances from our n, with replacement, R times (Bisani & Ney
 row r of `draws` is test set r. On a test set D the WER is **pooled**,
 
 $$\text{WER}_A(D) = \frac{\sum_{i \in D} \text{errors}_A[i]}{\sum_{i \in D} \text{words}[i]}, \qquad
-\Delta(D) = \text{WER of «difference» on } D,$$
+\Delta(D) = \text{WER}_«A»(D) - \text{WER}_«B»(D),$$
 
-an utterance counts as often as it is drawn, and **both** systems see the same D: what is hard for both cancels. Here a
-WER is «rates», and the difference is WER of «difference», so that it is «if A is better» when A is the better one.
+an utterance counts as often as it is drawn, and **both** systems see the same D: what is hard for both cancels. In this
+class the difference is «if A is better» when A is the better one, and WER is «rates».
 
 - `difference` is $\Delta$ of the n utterances themselves, each once.
 - `interval` is the middle `level` of the R resampled differences. With tail = (1 - level) / 2, sort them; the low end
@@ -1021,9 +1036,8 @@ def test_three_draws_of_two_utterances():
     draws = np.array([[0, 0], [0, 1], [1, 1]])  # A has 2 errors in 2 words, 1 in 4, 0 in 6; B has none
     difference, interval, p = paired_bootstrap(errors_a, errors_b, words, draws, 0.5)
     assert np.isclose(difference, «sign»«scale»0.25)
-    assert interval.shape == (2,) and np.allclose(np.sort(np.abs(interval)), np.array([«scale»0, «scale»1]))
-    assert interval[0] <= interval[1]
-    assert p == 1.0  # B wins or ties in all of 3, A in one: min(1, 2 * 2/4, 2 * 4/4)
+    assert interval.shape == (2,) and np.allclose(interval, np.sort([0, «sign»«scale»1]))  # the 1st and 3rd of three
+    assert p == 1.0  # A wins or ties in one of them, B in all three: min(1, 2 * 2/4, 2 * 4/4)
 
 
 def test_utterances_that_are_hard_for_both():
@@ -1042,7 +1056,7 @@ def test_the_same_system_twice():
     notebook=r"""
 # %% [markdown]
 # ## How many utterances does it take?
-# B makes an error in every fifth word, A in one of 5.5 or so: the intervals of your paired bootstrap, and p, as the
+# B makes an error in every fifth word or so, and A a tenth fewer: the intervals of your paired bootstrap, and p, as the
 # test set grows. Where the interval no longer crosses zero, p falls below 0.05.
 
 # %%
@@ -1050,15 +1064,16 @@ for n in (10, 30, 100, 300, 1000):
     words = rng.integers(3, 25, n)
     hard = rng.uniform(0, 0.4, n)  # what is hard for B is hard for A
     errors_b = rng.binomial(words, hard)
-    errors_a = rng.binomial(errors_b, 0.9)
+    errors_a = rng.binomial(words, 0.9 * hard)
     draws = rng.integers(0, n, (999, n))
     difference, (low, high), p = a5.paired_bootstrap(errors_a, errors_b, words, draws, 0.95)
     plt.errorbar([n], [difference], yerr=[[difference - low], [high - difference]], fmt="o", capsize=4, color="C0")
     plt.annotate(f"  p = {p:.3f}", (n, difference))
 plt.axhline(0, color="k", linewidth=0.5)
 plt.xscale("log")
+plt.xlim(7, 2500)
 plt.xlabel("utterances")
-plt.ylabel("WER of «difference» («axis of rates»)")
+plt.ylabel("WER of «A» minus WER of «B» («axis of rates»)")
 plt.show()
 """,
 )
