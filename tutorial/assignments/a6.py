@@ -504,8 +504,8 @@ predictor is the last two labels, and START has what is missing at the beginning
 
 Inside the search scores are always log-probabilities; what you return is **«value»**, the most probable first, which
 is the «best» value. Hypotheses whose scores are equal after `round(score, 9)` tie. The better one is then the one
-whose labels are the **«better tuple»** tuple, as Python compares tuples: (0, 3) < (1,) < (1, 0). That decides who survives
-(in steps 3 and 5) as well as the order of the result.
+whose labels are the **«better tuple»** tuple, as Python compares tuples: (0, 3) < (1,) < (1, 0). That decides who
+survives (in steps 3 and 5) as well as the order of the result.
 """,
     tests="""
 def test_beam_adds_paths():
@@ -720,7 +720,7 @@ def test_exact_without_rows():
     notebook=r"""
 # %% [markdown]
 # ## What does the beam miss?
-# The first five rows of the utterance: exact sums, and what beams of 2 and of 8 find of them. Bars are ln P.
+# The first five rows of the utterance: exact sums, and what beams of 2 and of 8 find of them.
 
 # %%
 exact = a6.exhaustive_n_best(enc[:5], table, 4, 8)
@@ -1278,7 +1278,8 @@ import numpy as np
 # %% [markdown]
 # ## A toy utterance
 # An encoder that hears the letters of TEXT, one every third row, not too clearly, and a predictor that has an opinion
-# of its own about what follows two letters, and does not like to say a letter twice. Change the text (letters a to d), the seed, and how clearly it hears.
+# of its own about what follows two letters, and does not like to say a letter twice. Change the text
+# (letters a to d), the seed, and how clearly it hears.
 
 # %%
 TEXT, CLEARLY = "bad cab", 3.0
