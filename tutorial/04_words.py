@@ -171,8 +171,8 @@ lattice = [rows * (len(bpe.encode(spoken.text)) + 1) * V for V, bpe in vocabular
 draw.show(
     draw.units_per_word(list(vocabularies), curves, lattice),
     "Left: units a word against the vocabulary's size; the two curves nearly coincide, and end at 1, when every word "
-    "is one unit. Right: numbers in the lattice of the utterance. It goes up with V and falls when the utterance loses a "
-    "unit; here neither wins.",
+    "is one unit. Right: numbers in the lattice of the utterance. It goes up with V and falls when the utterance loses "
+    "a unit; here neither wins.",
 )
 assert max(lattice) < 2 * min(lattice)
 assert curves["test-clean"][0] > 1.5 * curves["test-clean"][-1] >= 1.5
