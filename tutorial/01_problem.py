@@ -2,7 +2,7 @@
 # # 01 The problem: a recogniser that fits into a pocket
 #
 # A speech recogniser that runs on a phone must be small. Small recognisers make more mistakes. The paper that this
-# project rebuilds (Rathod et al., Interspeech 2022, arXiv 2210.00169) asks how to shrink one and lose little: let a
+# project rebuilds (Rathod et al., Interspeech 2022, arXiv 2210.00169) asks how to shrink one without losing much: let a
 # large model, the *teacher*, show a smaller one, the *student*, what it thinks at every moment, let that student teach
 # a smaller one still, and so on.
 #
@@ -65,9 +65,9 @@ runs = models.runs()
 display(Markdown(as_markdown(*table1(runs, compact=True))))
 draw.show(
     draw.wer_against_size(runs),
-    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: another "
-    "test set of this size would put the rate there 95 times in 100. Compare models of one size: are the "
-    "taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
+    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: of a "
+    "hundred made in this way, some 95 hold the rate of an endless test set of this kind. Compare models of one size: are "
+    "the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
     "much, it may be luck.",
 )
 

@@ -42,6 +42,9 @@ draw.hear(spoken.path)
 # [02](02_autodiff.ipynb), treats every row alone. So do norms. **Only attention and convolution bring rows together**,
 # and they are what the rest of this notebook is about.
 #
+# (Unlike the original, Gulati et al. 2020, ours is causal, has layer norm in the place of batch norm, and simpler
+# positions, those of Shaw et al. 2018.)
+#
 # ## Attention: a mean whose weights are computed
 #
 # **Question.** What does row $n$ take from row $m$? Three learned matrices make a *query* $q$, a *key* $k$ and a
@@ -211,7 +214,8 @@ check(
 # %% [markdown]
 # **A deeper encoder** sees further, and faster than one thinks: a block after the last pool adds $W + K - 2$ rows of
 # 80 ms. The paper's teacher has 16 blocks; with the window of 256 and the 32 taps that we give it, a row could know the
-# last five minutes. No utterance of LibriSpeech is longer than 35 s, so there the window forgets nothing.
+# last five minutes. Utterances of LibriSpeech end at about 35 s, so in principle everything can reach the last row,
+# from block to block.
 
 # %%
 further = count(blocks=4) - count(blocks=3)
@@ -246,7 +250,7 @@ assert apart["told"].max() < 1e-3 and apart["forgot"].max() > 0.1
 
 # %% [markdown]
 # A training loss cannot say so: it is computed on the same wrong rows. In use, utterances come one by one, and the rows
-# are others than those that the model was trained on. The test that finds it: *a batch must compute what its
+# differ from those that the model was trained on. The test that finds it: *a batch must compute what its
 # utterances compute one by one*.
 
 # %% [markdown]

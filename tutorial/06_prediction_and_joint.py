@@ -123,7 +123,7 @@ assert both < no_memory and both < deaf
 # %% [markdown]
 # Without memory every node is told that nothing was said yet; without sound it still knows how a word goes on. But the
 # numbers say less than they seem to: a half that is taken away
-# from a model trained with both leaves a hole. They do not tell how well a model would do that had never had it.
+# from a model trained with both leaves a hole. They do not tell us how well a model that never had it would do.
 #
 # ## Without sound it is a language model
 #
@@ -213,8 +213,9 @@ print(f"honest {honest[-1]:.2f}, cheats {cheating[-1]:.4f}, and when it has to d
 assert cheating[-1] < 0.2 * honest[-1] and asked[-1] > honest[-1] and asked[-1] > np.log(bpe.size)
 
 # %% [markdown]
-# So a loss that is too good is a symptom, and held-out data does not protect from it. Decoding does: it never receives
-# the text. Exercise 1 is the test for it: *a row must not change with a label that it has not seen*.
+# So a loss that is too good is a symptom (the other usual cause is test text that was in training), and held-out data
+# does not protect from it. Decoding does: it never receives the text. Exercise 1 is the test for it: *a row must not
+# change with a label that it has not seen*.
 #
 # ## One table, two uses
 #

@@ -2,7 +2,8 @@
 # # 07 The lattice: which unit, and when?
 #
 # A transcript says which words were spoken. It does not say when. To train on it, one would need a mark in the sound
-# for every unit, and nobody has the time to make these marks. The transducer's loss does without: it adds up *all* ways
+# for every unit. By hand nobody has the time to make these marks, and by machine it takes a recogniser that one has
+# already. The transducer's loss does without: it adds up *all* ways
 # to place the units in time, and lets the gradient find out which of them are plausible.
 #
 # You will be able to write down this sum, to compute it without listing its terms, and to see in a picture what the
@@ -279,7 +280,8 @@ assert np.isclose(before - after, T + len(labels))
 
 # %% [markdown]
 # Without the softmax, the loss falls by one for each step, as often as one likes, and soon below zero. A negative
-# transducer loss is always this mistake: a probability is at most 1, so its $-\ln$ is at least 0. `rnnt_loss`, which
+# transducer loss means that what came in were no log-probabilities, and most often this is why: a probability is at
+# most 1, so its $-\ln$ is at least 0. `rnnt_loss`, which
 # training calls, takes what comes before the logits and does the softmax itself, so this cannot happen there.
 #
 # ## What a model believes about our utterance
