@@ -66,8 +66,8 @@ display(Markdown(as_markdown(*table1(runs, compact=True))))
 draw.show(
     draw.wer_against_size(runs),
     "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: of a "
-    "hundred made in this way, some 95 hold the rate of an endless test set of this kind. Compare models of one size: are "
-    "the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
+    "hundred made in this way, some 95 hold the rate of an endless test set of this kind. Compare models of one size: "
+    "are the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
     "much, it may be luck.",
 )
 

@@ -117,7 +117,8 @@ draw.show(
     draw.beam_tree(trace, beam.bpe.units, tuple(best.labels)),
     "Beam search with 4 hypotheses. Each line is a text that was among the best four, from its first row to its last; "
     "the units at its beginning are what it adds to the text that it grew from. A line begins where its text first "
-    "came among the four, often as an unlikely guess, before it has been heard. Thick is the winner and what it grew from. "
+    "came among the four, often as an unlikely guess, before it has been "
+    "heard. Thick is the winner and what it grew from. "
     "Where do rivals live long, and where is there no doubt?",
 )
 print(beam.bpe.decode(best.labels))
