@@ -2,8 +2,12 @@
 # # 01 The problem: a recogniser that fits into a pocket
 #
 # A speech recogniser that runs on a phone must be small. Small recognisers make more mistakes. The paper that this
-# project rebuilds asks how to shrink one and lose little: let a large model, the *teacher*, show a smaller one, the
-# *student*, what it thinks at every moment, let that student teach a smaller one still, and so on.
+# project rebuilds (Rathod et al., Interspeech 2022, arXiv 2210.00169) asks how to shrink one without losing much: let a
+# large model, the *teacher*, show a smaller one, the *student*, what it thinks at every moment, let that student teach
+# a smaller one still, and so on.
+#
+# The paper has 960 hours of people reading books. We have 49 minutes of synthetic voices that say number words, 34
+# different ones, so that everything can be trained in minutes.
 #
 # This notebook shows what goes in, what comes out, and the picture that all of it is about. The twelve after it build
 # every part, and in 11 you will judge the idea yourself.
@@ -47,20 +51,29 @@ for name in ("T1", "S3", "B2"):
 #
 # ## The trade
 #
-# **Question.** What does a megabyte buy? All six models of the default run, `python -m mini_pkd.cascade`:
+# **Question.** What does a megabyte buy? Here are all six models of the default run, `python -m mini_pkd.cascade`. A
+# *progressive* student was taught by the student before it: T1 taught S1, and S1 taught S3. A *direct* one was taught
+# by T1 itself: S2. S1 is both, because it is the first. A *baseline* was taught by nobody: B1 and B2.
+#
+# Two numbers a / b belong to test-clean and test-other, an easier and a harder test set. SER is the share of
+# utterances with at least one error. "vs T1" is how the WER changed from T1's, "vs B" from that of the baseline of the
+# same size, both relative. Whether the progressive student beats the direct one is the question of notebook 11; do not
+# answer it from one run.
 
 # %%
 runs = models.runs()
 display(Markdown(as_markdown(*table1(runs, compact=True))))
 draw.show(
     draw.wer_against_size(runs),
-    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals. Compare models of "
-    "one size: are the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
+    "Word error rate against size. To the left is smaller, down is better. Bars are 95 % intervals: of a "
+    "hundred made in this way, some 95 hold the rate of an endless test set of this kind. Compare models of one size: "
+    "are the taught ones (circle, square) below the one that nobody taught (triangle)? Where bars overlap "
     "much, it may be luck.",
 )
 
 # %% [markdown]
-# **A model's size** is a product: the number of parameters times the bytes of one. Ours have 4 bytes each.
+# **A model's size** is a product: the number of parameters times the bytes of one. Ours have 4 bytes each. The file
+# also holds the units and the scale of the features, some 0.04 MB: nothing for T1, but a fifth of S3's file.
 
 # %%
 size = models.load("T1").model.num_parameters()
@@ -84,14 +97,15 @@ check(megabytes, lambda mb: abs(mb - 4 * t1 / 1e6) < 2, "A million parameters of
 # SOLUTION: megabytes = ...
 megabytes = (1 - 0.81) * 128 * 4
 # END SOLUTION
-s8 = count_parameters(FULL.sizes["24"].config(10026))
+s8 = count_parameters(FULL.sizes["24"].config(10026))  # "24" is S8: 24 million parameters
 check(megabytes, lambda mb: abs(mb - 4 * s8 / 1e6) < 3, "81 % smaller leaves 19 % of it.")
 
 # %% [markdown]
 # ## Break it: noise
 #
 # **Question.** How robust is what was learned? Add white noise to the same utterance, louder and louder. SNR is how
-# much stronger the speech is than the noise, in decibels: at 0 they are equally strong.
+# much stronger the speech is than the noise, in decibels: at 0 they are equally strong, and 20 dB are a factor of 10
+# in amplitude.
 
 # %%
 rng = np.random.default_rng(0)
@@ -104,7 +118,8 @@ for snr in (40, 20, 10, 0, -10):
 assert heard[-10] != heard[40]
 
 # %% [markdown]
-# It does not say "I do not know". It was trained on numbers, so to it everything is a number, noise included.
+# It does not say "I do not know". It was trained on number words alone and has no way to say "this is no speech", so
+# noise becomes number words, too.
 #
 # ## Break it: a word that it cannot know
 #

@@ -23,9 +23,13 @@ from tutorial.exercise import check
 # It remembers its *parents*, the numbers that it was computed from, and how to pass a derivative on to them. Here is
 # the smallest computation in which something happens: $x$ is used twice, and both ways meet again. A *diamond*.
 #
-# $$ a = \mathrm{sigmoid}(x) \qquad b = \tanh(x) \qquad z = a\,b $$
+# $$ a = \mathrm{sigmoid}(x) = \frac{1}{1 + e^{-x}} \qquad b = \tanh(x) \qquad z = a\,b $$
 #
-# `Tensor` is an array that remembers. `graph` looks at the memory, which is called the *tape*.
+# The sigmoid has the slope $a(1 - a)$, and tanh has $1 - b^2$.
+#
+# `Tensor` is an array that remembers. `graph` looks at the memory, which is called the *tape*. It returns the nodes,
+# each an operation and the shape of its result (`()` is a single number), and the edges, from a parent to a result. A
+# *leaf* was computed from nothing.
 
 # %%
 x = Tensor(np.array(0.5), requires_grad=True)
@@ -36,9 +40,9 @@ print(nodes)
 print(edges)
 
 # %% [markdown]
-# The *cotangent* of a number is the derivative of the end result with respect to it. We write it with a bar:
-# $\bar a = dz/da$. The last one is known: $\bar z = dz/dz = 1$. Every other one is the sum of what comes back along the
-# arrows that leave it:
+# The *cotangent* of a number is the derivative of the end result with respect to it. Code calls it `.grad`, and most
+# books call it the gradient. We write it with a bar: $\bar a = dz/da$. The last one is known: $\bar z = dz/dz = 1$.
+# Every other one is the sum of what comes back along the arrows that leave it:
 #
 # $$ \bar a = \bar z\, b \qquad \bar b = \bar z\, a \qquad
 #    \bar x = \bar a\, a(1 - a) + \bar b\, (1 - b^2) $$
@@ -76,7 +80,8 @@ draw.show(
 # **Question.** Why do all these programs speak of a *topological order*?
 #
 # A number may pass on its cotangent only when it has received all of it. So every result must be visited before its
-# parents. Sorting by age does that: a result is always younger than what it was made from. `Tensor` counts its births.
+# parents. An order that keeps to such a rule is called *topological*. Sorting by age gives one: a result is always
+# younger than what it was made from. `Tensor` counts its births.
 #
 # **Break it.** Exchange two birth numbers. Nothing complains, and half of the gradient is gone.
 
@@ -116,10 +121,12 @@ assert x.grad == 2**30
 # **Question.** A bias is added to every row. What is its gradient?
 #
 # numpy *broadcasts* it: three numbers are used four times each. Each collects from all its uses, so its cotangent is
-# the sum over rows. $\odot$ multiplies elementwise, and $C$ is the cotangent of the result, which `backward` needs as
-# soon as that is not a single number:
+# the sum over rows:
 #
-# $$ Y = X + \mathbf 1\, b^\top \qquad \bar b = \sum_n \bar Y_n \qquad \text{for the sum of } C \odot Y: \ \bar Y = C $$
+# $$ Y_n = X_n + b \ \text{ for every row } n \qquad\qquad \bar b = \sum_n \bar Y_n $$
+#
+# If the result is an array, `backward` must be told where to begin. `Y.backward(C)` starts from $\bar Y = C$, which is
+# the gradient of one number, the sum of all $C_{nk} Y_{nk}$.
 
 # %% [markdown]
 # **Exercise 2.** `C` (4, 3) is the cotangent of `rows + bias`. What is the gradient of `bias` (3,)?
@@ -154,7 +161,9 @@ assert x.grad[0] == 200
 # ## An operation of your own
 #
 # **Question.** What is a new operation? Its value, and one line that turns the cotangent of the value into cotangents
-# of its parents. `record` puts both onto the tape.
+# of its parents. `record(value, parents, backward)` puts both onto the tape. `backward` gets `g`, the cotangent of the
+# value and of the same shape, and returns a tuple with a cotangent for each parent. Here is one parent, hence `(...,
+# )`.
 
 
 # %%
@@ -168,7 +177,9 @@ print(x.grad)
 
 # %% [markdown]
 # **Is it right?** Ask the function itself. Move its input a little, in a random direction $v$, and weigh its outputs
-# with a random cotangent $w$. With $J$ the matrix of all derivatives, both sides of this are one number:
+# with a random cotangent $w$. $\langle a, b\rangle$ is the sum of elementwise products, and $J$ the matrix of all
+# derivatives. Then $Jv$ says how the outputs change when the input moves along $v$, and $J^\top w$ is what
+# `backward(w)` leaves in `x.grad`: the chain rule for all inputs at once. All of this is one number:
 #
 # $$ \frac{\langle w, f(x + hv)\rangle - \langle w, f(x - hv)\rangle}{2h} \;\approx\; \langle w, Jv \rangle
 #    \;=\; \langle J^\top w, v \rangle $$
@@ -186,8 +197,8 @@ assert gradcheck(cube, inputs) < 1e-8 < 1e-4 < slightly
 # %% [markdown]
 # **How small is "a little"?** Too large, and the function is not straight over the step: the error falls with $h^2$.
 # Too small, and the two values agree in nearly all their digits, so rounding is all that is left: that error grows with
-# $1/h$. In float64 the best is somewhere near $10^{-5}$. With float32's 7 digits the valley is
-# so shallow that small mistakes pass.
+# $1/h$. In float64 the best lies between $10^{-6}$ and $10^{-5}$. With float32's 7 digits instead of 16 (not drawn) the
+# valley is so shallow that small mistakes pass.
 
 # %%
 steps = 10.0 ** np.arange(-11, 0)
@@ -201,7 +212,8 @@ assert max(apart[4:7]) < 1e-2 * min(apart[0], apart[-1])
 
 # %% [markdown]
 # **Exercise 3.** $\mathrm{softplus}(x) = \ln(1 + e^x)$ is a soft version of $\max(x, 0)$. Its slope is a function that
-# you have met above. Write the line that is missing: from `g` and `x.data` to the cotangent of `x`.
+# you have met in the diamond. Its value is `np.logaddexp(0, x.data)`, which is $\ln(e^0 + e^x)$ without overflow. Write
+# `def softplus(x): return record(value, [x], lambda g: (...,))`, with a cotangent of `x` made from `g` and `x.data`.
 
 
 # %%
@@ -240,20 +252,21 @@ print(f"the right gradient, random cotangent:   {gradcheck(ops.softmax, inputs):
 assert ones < 1e-5 and random > 0.5 and gradcheck(ops.softmax, inputs) < 1e-7
 
 # %% [markdown]
-# Layer norms, log-softmax, attention weights: everything that normalises has a sum that does not move. These are the
-# operations whose gradients are hardest to get right, and the ones that such a test cannot see.
+# Softmax, attention weights, a layer norm before its gain: the sum of each row is fixed, so a cotangent of ones sees
+# nothing of their gradients. These are the gradients that are hardest to get right.
 
 # %% [markdown]
 # ## A real one
 #
-# The tape of a feed-forward module, half of what a conformer block computes: `ops.feed_forward_readable`. It is made of
-# the small operations above, so nobody had to derive its gradient. (Training runs the same as one kernel, in
-# `fused.py`, with a gradient that somebody did derive. The tests hold one against the other.)
+# The tape of a feed-forward module, of which a conformer block has two: `ops.feed_forward_readable`. It widens each row
+# by a matrix, bends it (swish: $x \cdot \mathrm{sigmoid}(x)$), and narrows it again; *dropout* sets a random tenth to
+# 0. It is made of the small operations above, so nobody had to derive its gradient. (Training runs the same as one
+# kernel, in `fused.py`, with a gradient that somebody did derive. The tests hold one against the other.)
 
 # %%
 shapes = {"x": (5, 4), "norm of x": (5, 4), "wide": (4, 8), "its bias": (8,), "narrow": (8, 4), "its bias ": (4,)}
 leaves = [Tensor(rng.standard_normal(shape), requires_grad=True) for shape in shapes.values()]
-module = ops.feed_forward_readable(*leaves, 0.5, (0.1, 1), (0.1, 2))
+module = ops.feed_forward_readable(*leaves, 0.5, (0.1, 1), (0.1, 2))  # dropout: its rate, and a seed
 nodes, edges = graph(module)
 names = iter([*shapes, "mask", "mask", "1/2"])
 notes = [" x ".join(map(str, shape)) for _, shape in nodes]
@@ -296,9 +309,9 @@ except RecursionError as error:
 assert recursive is None
 
 # %% [markdown]
-# Ours sorts and loops. A million times a millionth more, $(1 + 10^{-6})^{10^6}$, which is nearly $e$, and so is its
-# derivative. That takes some 400 MB, and some seconds. One training step of the
-# paper's teacher is a tape of less than a thousand.
+# Ours sorts and loops. Multiply by $1 + 10^{-6}$, a million times: the result is $(1 + 10^{-6})^{10^6} x$, nearly
+# $e\,x$, and its derivative is nearly $e$. That takes some 400 MB, and some seconds. (One training step of the paper's
+# teacher is a tape of less than a thousand. But the depth of a model should not depend on a setting of Python.)
 
 # %%
 y = x = Tensor(np.array(1.0), requires_grad=True)

@@ -39,16 +39,19 @@ draw.hear(spoken.path)
 # $$
 # \begin{aligned}
 # y_n &= x_n - 0.97\,x_{n-1} \\
-# p_t(f) &= \tfrac{1}{512}\,|\mathrm{FFT}(\text{400 samples of } y \text{ at } t)|^2 \\
+# p_t(f) &= \tfrac{1}{512}\,|\mathrm{FFT}(\text{400 samples of } y \text{ at } t, \text{ faded in and out})|^2 \\
 # e_t &= \text{filters} \cdot p_t \\
 # c_t &= \mathrm{DCT}(\ln e_t)
 # \end{aligned}
 # $$
 #
 # - *Pre-emphasis* lifts high frequencies, which speech has less of.
-# - A *spectrum* of 25 ms says how much of each frequency there is. It forgets the phase, which we do not hear.
+# - A *spectrum* of 25 ms says how much of each frequency there is. The 400 samples are faded in and out (a Hamming
+#   window) and filled up with zeros to 512, a power of 2. It forgets the phase, of which we hear little.
 # - *Mel filters* add up neighbours, few at the bottom and many at the top, as the ear does.
-# - The *cepstrum* turns the 40 bands by a rotation: coefficient 0 is loudness, 1 is tilt, later ones are finer ripples.
+# - The *cepstrum* multiplies the 40 logarithms by the DCT, a fixed orthogonal matrix, so nothing is lost. Its row $k$
+#   is a cosine with $k$ half waves. So coefficient 0 is loudness, 1 is tilt (low against high), and later ones say how
+#   much there is of finer ripples.
 #
 # `features.stages` returns all four, and `mfcc` only the last, which is what training uses.
 
@@ -58,13 +61,15 @@ assert np.array_equal(found.cepstra, mfcc(spoken.wave))
 draw.show(
     draw.sound(spoken.wave, found),
     "One utterance, four times: the wave, its spectrum, 40 mel bands, 40 cepstra. In the spectrum, vowels are bright "
-    "at the bottom and hisses (S, F, T) at the top; where the voice is high, thin horizontal stripes show "
-    "the multiples of its pitch. The mel filters melt the stripes into broad humps, which are what tells vowels apart.",
+    "at the bottom and hisses (S, F, T) at the top; below 1 kHz thin horizontal stripes show the multiples of the "
+    "voice's pitch. The mel filters melt them into broad humps, which are what tells vowels apart; in the lowest "
+    "bands, which are narrow, some stripes survive. Cepstrum 0 is off the scale of colours.",
 )
 
 # %% [markdown]
 # **Why rotate at all**, if a rotation loses nothing? Because neighbouring bands rise and fall together, and cepstra do
-# so less. Here is the mean absolute correlation between different columns, before and after.
+# so less, which older models needed: they took each number as independent of the others. A network could learn without;
+# the paper uses cepstra, and so do we. Here is the mean absolute correlation between different columns.
 
 # %%
 correlations = {}
@@ -79,11 +84,11 @@ assert correlations["cepstra"] < 0.7 * correlations["mel bands"]
 #
 # A row needs 400 samples, and the next begins 160 later. The last one is filled up with zeros.
 #
-# **Exercise 1.** How many rows do 37,520 samples make? Write the formula with `samples`, not the number: 400 samples
+# **Exercise 1.** How many rows does our utterance make? Write the formula with `samples`, not the number: 400 samples
 # make one row, 401 make two.
 
 # %%
-samples = 37_520
+samples = len(spoken.wave)
 # SOLUTION: frames = ...
 frames = 1 + -(-(samples - 400) // 160)  # -(-a // b) rounds up
 # END SOLUTION
@@ -127,7 +132,7 @@ assert wrong.max() > neighbours and np.count_nonzero(clicks > 1e-9) < 0.001 * le
 # complaint about speech toolkits; this is one way to earn it.
 #
 # **Exercise 2.** Write pre-emphasis for a piece, so that pieces joined are the whole. `previous` is the last sample of
-# the piece before.
+# the piece before, and `PREEMPHASIS` is 0.97.
 
 
 # %%
@@ -140,7 +145,7 @@ def piecewise(x, previous):
 def same_as_whole(function):
     x = spoken.wave[6000:6500].astype(float)
     cut = [function(x[:200], 0.0), function(x[200:], x[199])]
-    return np.allclose(np.concatenate(cut) * 32768, emphasise(x))
+    return np.allclose(np.concatenate(cut) * 32768, emphasise(x))  # emphasise counts in 16 bit
 
 
 check(piecewise, same_as_whole, "Look at the first sample of each piece: which number stands before it?")
@@ -150,7 +155,7 @@ check(piecewise, same_as_whole, "Look at the first sample of each piece: which n
 #
 # **Break it.** Digital silence has energy 0, and ln 0 is minus infinity. The floor of 1 (in units of a 16 bit sample,
 # squared) makes it a row of zeros. Without a floor, or with the tiny one that many libraries put there, a pause in a
-# file becomes the loudest event of all.
+# file becomes the most extreme row of all, 36 below zero, where speech lies between 5 and 20.
 
 # %%
 silence = np.maximum(mel_energies(emphasise(np.zeros(1600))), np.finfo(float).eps)
@@ -163,12 +168,14 @@ assert np.abs(mfcc(np.zeros(1600))).max() == 0 and np.log(silence).min() < -30
 # The normaliser subtracts a mean and divides by a deviation, one pair for each coefficient, measured once on the
 # training set. Nothing in it depends on the rest of the utterance, so it streams.
 #
-# In training, *SpecAugment* hides random stretches of time and of the mel axis. A model that cannot count on any single
-# stretch learns to use all of them. What is hidden becomes its mean over the training set, the least surprising thing
-# to put there; a row that is hidden whole is 0 after the normaliser.
+# In training, *SpecAugment* hides random stretches of time and of the mel axis, other ones in every *epoch*, as a pass
+# over the training set is called. (For the mel axis the rows are rotated back, and after hiding rotated again.) A model
+# that cannot count on any single stretch learns to use all of them. What is hidden becomes its mean over the training
+# set, the least surprising thing to put there; a row that is hidden whole is 0 after the normaliser.
 
 # %%
-normaliser = Normaliser.estimate([mfcc(utterance.hear(u).wave) for u in utterance.part("dev")[:40]])
+some = utterance.part("train")[::40]  # for speed; training takes all of them
+normaliser = Normaliser.estimate([mfcc(utterance.hear(u).wave) for u in some])
 rows = normaliser(whole)
 augmented = spec_augment(rows, [len(rows)], [generator(7, "tutorial")], SpecAugmentPolicy(), normaliser)
 above_mean = [idct(r * normaliser.std, norm="ortho") for r in (rows, augmented)]  # log mel energies again
@@ -176,7 +183,7 @@ share = np.mean(np.abs(above_mean[1]) < 1e-4)
 draw.show(
     draw.masks(*above_mean),
     f"Log mel energies above their mean, and what training sees of them in one epoch: {share:.0%} are hidden. Vertical "
-    "bands hide time, horizontal ones hide frequencies. Every epoch draws new ones.",
+    "bands hide time, horizontal ones hide frequencies. A nat is a unit of the natural logarithm: 1 nat is a factor e.",
 )
 assert 0.05 < share < 0.8
 

@@ -51,7 +51,7 @@ print(" ".join(letters.units[i] for i in letters.encode(spoken.text)))
 # %%
 text = "SHE SELLS SEA SHELLS"
 tiny = BPE.train(word_counts([text]), vocab_size=10)
-print(tiny.listing())
+print(tiny.listing())  # symbol 0 spells nothing: the blank, which notebook 06 needs
 print("first merge: ▁ before S, four times, once in each word")
 assert tiny.units[7] == MARKER + "S"
 
@@ -67,25 +67,27 @@ for merges in (0, last // 8, last // 4, last // 2, 3 * last // 4, last):
     grown[merges] = [[bpe.units[i] for i in bpe.encode(word)] for word in words]
 draw.show(
     draw.growing(grown),
-    "The words of the utterance, after more and more merges. A colour is a unit of more than one character. Words that "
-    "are frequent in the training text are whole at the end, and others share pieces.",
+    "The words of the utterance, after more and more merges. A coloured box is a unit of more than one character; the "
+    "colours only set neighbours apart. Words that are frequent in the training text are whole at the end, and others "
+    "share pieces.",
 )
 
 # %% [markdown]
 # **Exercise 1.** Do three merges by hand on a tongue twister. Which unit is the *third* one? Write it with its marker,
-# if it has one. Count places in words, not words; of equally frequent pairs the one that comes first in the alphabet is
-# glued first, and `▁` comes after all letters.
+# if it has one. Count places in words, not words. Of equally frequent pairs the one that comes first in the alphabet is
+# glued first: compare the left parts, then the right ones. `▁` comes after all letters.
 
 # %%
 twister = "HOW MUCH WOOD WOULD A WOODCHUCK CHUCK IF A WOODCHUCK COULD CHUCK WOOD"
 # SOLUTION: third = ...
-third = "▁WO"  # C + H, W + O and ▁ + W stand 5 times each; C H, then W O; then ▁ + WO, still 5 times
+third = "▁WO"  # of four pairs that stand 5 times, C H is first and takes one U C (MUCH); W O; then ▁ + WO, 5 times
 # END SOLUTION
 learned = BPE.train(word_counts([twister]), vocab_size=32)
 check(
     third,
     lambda unit: unit == learned.units[len(learned.characters) + 3],
-    "Three pairs stand 5 times each at first. After two of them are glued, look what the third has become.",
+    "Four pairs stand 5 times each at first: C H, U C, W O, ▁ W. Gluing C H takes one U C away, in MUCH. Then W O; "
+    "and look what ▁ W has become.",
 )
 
 # %% [markdown]
@@ -143,15 +145,18 @@ assert refused is None
 # leaving the word out teaches it to ignore a part of the sound. Some vocabularies start from the 256 bytes and can
 # write everything. Ours starts from characters, because a speech corpus has 26 of them and an apostrophe.
 #
-# A word with known letters and an unknown sound is another matter: it can be written, and will not be.
+# A word that was never heard, but whose letters are known, is another matter: it could be written, but the model will
+# hardly come up with it.
 
 # %% [markdown]
 # ## How many units?
 #
-# **Question.** What does a larger $V$ buy, and what does it cost? It buys shorter sequences. It costs a wider output:
-# at every node of the lattice stand $V$ numbers. For an utterance of $T'$ encoder rows and $U$ units there are
+# **Question.** What does a larger $V$ buy, and what does it cost? It buys shorter sequences. It costs a wider output.
+# Notebooks 05 to 07 build a table, the *lattice*. It has a place for each of the $T'$ rows that the encoder makes of
+# the sound (one every 80 ms), times each number of units said so far, 0 to $U$. At each place, a *node*, stands a score
+# for every symbol:
 #
-# $$ T' \times (U + 1) \times V $$
+# $$ T' \times (U + 1) \times V \ \text{ numbers} $$
 
 # %%
 heldout = [u.text for u in utterance.part("test-clean")]
@@ -165,8 +170,9 @@ rows = len(teacher.lattice(spoken.wave, spoken.text)[0])
 lattice = [rows * (len(bpe.encode(spoken.text)) + 1) * V for V, bpe in vocabularies.items()]
 draw.show(
     draw.units_per_word(list(vocabularies), curves, lattice),
-    "Left: units a word against the vocabulary's size; it ends at 1, when every word is one unit. Right: numbers in "
-    "the lattice of the utterance. Fewer units are bought with a wider output, and here the two about cancel.",
+    "Left: units a word against the vocabulary's size; the two curves nearly coincide, and end at 1, when every word "
+    "is one unit. Right: numbers in the lattice of the utterance. It goes up with V and falls when the utterance loses "
+    "a unit; here neither wins.",
 )
 assert max(lattice) < 2 * min(lattice)
 assert curves["test-clean"][0] > 1.5 * curves["test-clean"][-1] >= 1.5

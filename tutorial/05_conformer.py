@@ -38,13 +38,19 @@ draw.hear(spoken.path)
 # $$ x \mathrel{+}= \tfrac12\,\mathrm{FF}(x) \qquad x \mathrel{+}= \mathrm{attention}(x) \qquad
 #    x \mathrel{+}= \mathrm{convolution}(x) \qquad x \mathrel{+}= \tfrac12\,\mathrm{FF}(x) $$
 #
-# and a layer norm at the end. FF, the feed-forward module, treats every row alone. So do norms. **Only attention and
-# convolution bring rows together**, and they are what the rest of this notebook is about.
+# and a layer norm at the end, which subtracts a row's mean and divides by its deviation. FF, the feed-forward module of
+# [02](02_autodiff.ipynb), treats every row alone. So do norms. **Only attention and convolution bring rows together**,
+# and they are what the rest of this notebook is about.
+#
+# (Unlike the original, Gulati et al. 2020, ours is causal, has layer norm in the place of batch norm, and simpler
+# positions, those of Shaw et al. 2018.)
 #
 # ## Attention: a mean whose weights are computed
 #
-# **Question.** What does row $n$ take from row $m$? Each row makes a *query* $q$, a *key* $k$ and a *value* $v$. The
-# position vector $r_i$ stands for "$i$ rows ago", $C$ is the width of a head, and $W$ the window:
+# **Question.** What does row $n$ take from row $m$? Three learned matrices make a *query* $q$, a *key* $k$ and a
+# *value* $v$ of each row. The product $q_n \cdot k_m$ says how well row $m$ answers what row $n$ looks for. The
+# position vector $r_i$, learned as well, stands for "$i$ rows ago". $W$ is the window. All of this is done four times
+# side by side, each time with a quarter of the columns: four *heads*, each $C$ wide.
 #
 # $$ s_m = \frac{q_n \cdot (k_m + r_{n-m})}{\sqrt C} \qquad p = \mathrm{softmax}(s) \qquad
 #    \mathrm{out}_n = \sum_m p_m v_m \qquad m = n - W + 1, \dots, n $$
@@ -61,8 +67,9 @@ print("as training does", kernel)
 assert np.allclose(kernel, causal_attention_readable(qkv, positions, [5], heads=1)[:, 0])
 
 # %% [markdown]
-# **Exercise 1.** The last row is 11: the mean of 3, 10 and 20. What would it be if `lengths` were `[3, 2]`, that is, if
-# 10 and 20 were another utterance?
+# **Exercise 1.** The last row is 11: the mean of 3, 10 and 20. The list `[5]` in both calls, `lengths`, says: five rows
+# that belong to one utterance. What would the last row be with `[3, 2]`, two utterances, so that 10 and 20 are the
+# other?
 
 # %%
 # SOLUTION: last = ...
@@ -81,7 +88,8 @@ check(
 weights = encoder.attention_weights(features, block=1)
 draw.show(
     draw.attention(weights, 0.02),
-    "The second block of T1, a row every 20 ms. A line of the image says where one row takes from. All weight lies on "
+    "The second block of T1; there is a row every 20 ms, as we shall see. A line of the image says where one row "
+    "takes from. All weight lies on "
     "the diagonal or left of it: nothing comes from the future, and nothing from further back than the window. "
     "Vertical streaks: for a while, row after row goes back to the same moment.",
 )
@@ -106,7 +114,8 @@ assert weights.max(axis=2).mean() > 1.2 * by_distance.max()
 # ## Convolution: a mean whose weights are learned
 #
 # **Question.** What is the difference? Its weights depend on the distance alone, not on what the rows hold. It is good
-# at what is always alike: an onset, an edge. Each of the $D$ columns has its own filter of $K$ *taps*:
+# at what is always alike: an onset, an edge. (The module around it also has linear maps and a gate, which treat every
+# row alone.) Each of the $D$ columns has its own filter of $K$ *taps*:
 #
 # $$ y_t = b + \sum_{i=0}^{K-1} w_i\, x_{t - (K-1) + i} $$
 #
@@ -183,7 +192,10 @@ def count(blocks, rows=600):
 
 
 check(
-    field, count(blocks=3), "Per block W - 1 + K - 1 rows of that block's length: 1, 2 and 4. Then the row itself.", 0
+    field,
+    count(blocks=3),
+    "Per block W - 1 + K - 1 rows of that block's length: 1, 2 and 4. Then the 2**pools that the row is made of.",
+    0,
 )
 
 # %% [markdown]
@@ -202,7 +214,8 @@ check(
 # %% [markdown]
 # **A deeper encoder** sees further, and faster than one thinks: a block after the last pool adds $W + K - 2$ rows of
 # 80 ms. The paper's teacher has 16 blocks; with the window of 256 and the 32 taps that we give it, a row could know the
-# last five minutes. No utterance of LibriSpeech is longer than 35 s, so there the window forgets nothing.
+# last five minutes. Utterances of LibriSpeech end at about 35 s, so in principle everything can reach the last row,
+# from block to block.
 
 # %%
 further = count(blocks=4) - count(blocks=3)
@@ -214,7 +227,8 @@ assert further == 8 * (W + K - 2)
 # %% [markdown]
 # ## Break it: forget where utterances end
 #
-# **Question.** What are `lengths` for? A batch lays utterances end to end, without padding. Linear maps and norms do
+# **Question.** What are `lengths` for? A batch, the utterances of one training step, lays them end to end, without
+# padding. Linear maps and norms do
 # not care. Attention, convolution and pooling must be told where an utterance begins; otherwise it hears the end of
 # its neighbour. Nothing fails, and the shapes are right.
 
@@ -236,7 +250,7 @@ assert apart["told"].max() < 1e-3 and apart["forgot"].max() > 0.1
 
 # %% [markdown]
 # A training loss cannot say so: it is computed on the same wrong rows. In use, utterances come one by one, and the rows
-# are others than those that the model was trained on. The test that finds it: *a batch must compute what its
+# differ from those that the model was trained on. The test that finds it: *a batch must compute what its
 # utterances compute one by one*.
 
 # %% [markdown]

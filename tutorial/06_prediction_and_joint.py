@@ -3,7 +3,8 @@
 #
 # The encoder ([05](05_conformer.ipynb)) hears and cannot write. Beside it stands the *prediction network*, which reads
 # what has been written so far and does not hear. Where both meet, in the *joint network*, it is decided what to write
-# next, or to write nothing and listen on.
+# next, or to write nothing and listen on. The three together are a *transducer*: it reads one sequence, rows of sound,
+# and writes another, units, and after each row it may write or wait.
 #
 # You will be able to count a transducer's parameters, to say what its prediction network may know, and to recognise a
 # model that cheats.
@@ -68,8 +69,10 @@ check(first, np.flatnonzero(changed)[0], "Row u has seen u labels. How many must
 #
 # $$ \mathrm{logits}(t, u) = \tanh(W_e\,h_t + W_p\,g_u + b)\,E^\top + c $$
 #
-# $h_t$ is the encoder's row. Before the tanh is a *sum*, so each half is multiplied once per row, not once per node.
-# `lattice_inputs` returns the two summands, and that is all that is kept of an utterance until the loss.
+# $h_t$ is the encoder's row, and $W_e, W_p, b, c$ are learned. $E$ is the table once more: a symbol's score is the
+# product with its own row of it (why, comes below: "One table, two uses"). Before the tanh is a *sum*, so each half is
+# multiplied once per row, not once per node. `lattice_inputs` returns the two summands, and that is all that is kept of
+# an utterance until the loss.
 
 # %%
 features = teacher.normaliser(mfcc(spoken.wave))
@@ -118,17 +121,21 @@ print(f"mean loss of 30 utterances: both {both:.1f}, without what was said {no_m
 assert both < no_memory and both < deaf
 
 # %% [markdown]
-# The numbers say less than they seem to: a half that is taken away from a model trained with both leaves a hole. It
-# does not tell how well a model would do that had never had it.
+# Without memory every node is told that nothing was said yet; without sound it still knows how a word goes on. But the
+# numbers say less than they seem to: a half that is taken away
+# from a model trained with both leaves a hole. They do not tell us how well a model that never had it would do.
 #
 # ## Without sound it is a language model
 #
-# **Question.** What can the prediction network learn on its own? Give it one row of silence, $h = 0$ and $T' = 1$. Then
-# there is one path only: all labels, and a blank for the end. The transducer's loss is that of a language model,
+# **Question.** What can the prediction network learn on its own? At each node a model writes a unit and stays in its
+# row, or says blank and goes to the next. Such a walk is a *path* (07). Give it one row of silence, $h = 0$ and $T' =
+# 1$: then there is one path only, all labels, and a blank for the end. The transducer's loss is that of a language
+# model,
 #
 # $$ -\sum_{u=0}^{U-1} \ln P(y_{u+1} \mid y_1 \dots y_u) - \ln P(\mathrm{end} \mid y_1 \dots y_U) $$
 #
-# and 80 steps on the training texts teach it what usually follows what.
+# and 80 steps on the training texts teach it what usually follows what. The cell below is long and has no idea of its
+# own: a small model, a loss without sound, and the training loop of notebook 08. Its picture is what counts.
 
 
 # %%
@@ -158,7 +165,8 @@ train, heldout = texts("train"), texts("test-clean")
 
 
 def learn(cheat):
-    model = Transducer(Size(3, 16, 2, 4, 4, 2, 64, 1, 64).config(bpe.size), np.random.default_rng(0))
+    size = Size(3, 16, 2, 4, 4, 2, joint_width=64, lstm_layers=1, lstm_width=64)  # of the encoder, which stays unused
+    model = Transducer(size.config(bpe.size), np.random.default_rng(0))
     adam, curve = Adam(model), []
     for _ in range(80):
         with no_grad():
@@ -181,7 +189,8 @@ guesses = np.exp(log_probs(silence, rows.data, language_model.table.data, langua
 draw.show(
     draw.guesses(guesses, bpe.units, labels),
     "What comes next, if one may only read? A column for each number of labels said, with the last of them below it; "
-    "rings mark what did come. It knows which endings fit which beginnings, but not which number will be said: for "
+    "rings mark what did come. Symbols that are nowhere likely are left out. It knows which endings fit which "
+    "beginnings, but not which number will be said: for "
     "that one must listen.",
 )
 assert np.allclose(guesses.sum(axis=1), 1, atol=1e-4)
@@ -189,23 +198,24 @@ assert np.allclose(guesses.sum(axis=1), 1, atol=1e-4)
 # %% [markdown]
 # ## Break it: row $u$ reads label $u + 1$
 #
-# **Question.** What if the labels are fed one column too early? The start symbol is forgotten, row $u$ gets the label
+# **Question.** What if the labels are fed one row too early? The start symbol is forgotten, row $u$ gets the label
 # that it should foretell, and it is an easy mistake: the shapes are right, and the loss falls as never before.
 
 # %%
 _, (cheating, asked) = learn(cheat=True)
 draw.show(
-    draw.cheating({"honest": honest, "cheats": cheating, "cheats, but decodes": asked}, np.log(bpe.size)),
+    draw.cheating({"honest": honest, "cheats": cheating, "cheat, honest inputs": asked}, np.log(bpe.size)),
     "Loss a symbol on texts not trained on. The cheat is nearly perfect, on new texts too, since the answer is in its "
-    "input. When it must decode, nobody can give it a label that is not yet said; with the honest inputs it is worse "
+    "input. In decoding nobody can give it a label that is not yet said; with honest inputs it is worse "
     "than the dotted line, which is a model that knows nothing.",
 )
 print(f"honest {honest[-1]:.2f}, cheats {cheating[-1]:.4f}, and when it has to decode {asked[-1]:.2f}")
 assert cheating[-1] < 0.2 * honest[-1] and asked[-1] > honest[-1] and asked[-1] > np.log(bpe.size)
 
 # %% [markdown]
-# So a loss that is too good is a symptom, and held-out data does not protect from it. Decoding does: it never receives
-# the text. Exercise 1 is the test for it: *a row must not change with a label that it has not seen*.
+# So a loss that is too good is a symptom (the other usual cause is test text that was in training), and held-out data
+# does not protect from it. Decoding does: it never receives the text. Exercise 1 is the test for it: *a row must not
+# change with a label that it has not seen*.
 #
 # ## One table, two uses
 #
@@ -225,7 +235,9 @@ def table_gradient(out):
 
 tied, copy = table_gradient(model.table), Tensor(model.table.data.copy(), requires_grad=True)
 going_in, coming_out = table_gradient(copy), copy.grad
+total = np.abs(going_in + coming_out - tied).max()
 print(f"largest gradient: way in {np.abs(going_in).max():.3f}, way out {np.abs(coming_out).max():.3f}")
+print(f"their sum and the gradient of the tied table differ by {total:.0e}")
 assert np.allclose(tied, going_in + coming_out, atol=1e-4 * np.abs(tied).max())
 
 # %% [markdown]
@@ -248,8 +260,9 @@ check(
 # %% [markdown]
 # ## The number
 #
-# The table's share. It grows when everything else shrinks, because the vocabulary does not: a student of a fifth of the
-# size has a table of two fifths. The model `24` of the full scale is the paper's smallest student.
+# The table's share. It grows when everything else shrinks, because the vocabulary does not: the paper's smallest
+# student, `24` of the full scale, has a fifth of the teacher's parameters and a table two fifths as large as the
+# teacher's.
 
 # %%
 smallest = Transducer(FULL.sizes["24"].config(10026), np.random.default_rng(0))
@@ -260,7 +273,8 @@ share["full T1"] = config.symbols * config.joint_width / count_parameters(config
 draw.show(
     draw.parts(parts),
     f"Parameters by part, each model as a bar of 100 %. In the tiny models, V = {bpe.size}, the table is a sliver. "
-    f"With V = 10026 it is {share['full 24']:.0%} of the smallest student. The output bias is too thin to be seen.",
+    f"With V = 10026 it is {share['full 24']:.0%} of the smallest student (and {share['full T1']:.0%} of "
+    "its teacher, not drawn). The output bias is too thin to be seen.",
 )
 for name, value in share.items():
     print(f"{name}  table {value:6.1%}")

@@ -1,14 +1,16 @@
 # %% [markdown]
-# # 07 The lattice: who said that, and when?
+# # 07 The lattice: which unit, and when?
 #
 # A transcript says which words were spoken. It does not say when. To train on it, one would need a mark in the sound
-# for every unit, and nobody has the time to make these marks. The transducer's loss does without: it adds up *all* ways
+# for every unit. By hand nobody has the time to make these marks, and by machine it takes a recogniser that one has
+# already. The transducer's loss does without: it adds up *all* ways
 # to place the units in time, and lets the gradient find out which of them are plausible.
 #
 # You will be able to write down this sum, to compute it without listing its terms, and to see in a picture what the
-# model believes about who said what when.
+# model believes about what was said when.
 
 # %%
+import inspect
 import time
 from math import comb
 
@@ -43,27 +45,34 @@ draw.hear(spoken.path)
 #
 # **Question.** How probable is the transcript A B, if nobody says when?
 #
-# The encoder made $T$ rows of the sound, numbered $t = 0 \ldots T-1$. The transcript has $U$ units, of which $u$ have
-# been said so far. At every *node* $(t, u)$ the joint network ([notebook 06](06_prediction_and_joint.ipynb)) gives one
-# distribution over $V$ symbols. Two of them lead on:
+# The encoder made $T$ rows of the sound, numbered $t = 0 \ldots T-1$ (06 called them $T'$; they are also called
+# *frames*). The transcript has $U$ units, of which $u$ have been said so far. In all pictures $t$ goes to the right,
+# and $u$ down, a *line* for each. At every *node* $(t, u)$ the joint network ([notebook
+# 06](06_prediction_and_joint.ipynb)) gives one distribution over $V$ symbols. Two of them lead on:
 #
-# - *blank*, symbol 0, says nothing and moves to the next row: a step to the right in all our pictures;
-# - the transcript's next unit is said, and we stay in the row: a step down.
+# - *blank*, symbol 0, says nothing and moves to the next frame: a step to the right;
+# - the transcript's next unit is said, and we stay in the frame: a step down.
 #
-# Say a blank in the last row when all units are said, and the path ends. A path's probability is the product of its
+# Say a blank in the last frame when all units are said, and the path ends. A path's probability is the product of its
 # steps, and the transcript's is the sum over its paths:
 #
 # $$ P(\text{A B}) = \sum_{\text{paths}} \; \prod_{\text{steps}} P(\text{step} \mid t, u) \qquad
 #    \text{loss} = -\ln P(\text{A B}) $$
 #
-# Here is a lattice of 3 rows and 2 units, with scores drawn by lot.
+# Here is a lattice of 3 frames and 2 units, with scores drawn by lot.
 
 # %%
 T, names, labels = 3, ["A", "B"], [1, 2]
 logits = 0.6 * generator(0, "tutorial", "lattice").standard_normal((T, len(labels) + 1, 4))  # blank, A, B, C
 log_probs = log_softmax(logits)
+draw.show(
+    draw.toy_arrows(np.exp(log_probs), labels, names),
+    "The probability of each step, as a number and as the thickness of its arrow: of a blank to the right, of the next "
+    "unit down. At each node the rest up to 1 belongs to symbols that the transcript does not want there.",
+)
 
 
+# %%
 def probability(path):
     steps = [log_probs[t, u, labels[u] if says_label else BLANK] for t, u, says_label in path]
     return np.exp(sum(steps))
@@ -73,7 +82,7 @@ every = list(paths(T, len(labels)))
 each = [probability(path) for path in every]
 draw.show(
     draw.toy_paths(every, each, T, names),
-    f"The {len(every)} ways to say A B in 3 rows. Blue steps to the right are blanks, orange steps down say a unit. "
+    f"The {len(every)} ways to say A B in 3 frames. Blue steps to the right are blanks, orange steps down say a unit. "
     "All end with a blank in the lower right corner. Above each, its probability: the scores were drawn by lot, and so "
     "some paths are better than others for no reason.",
 )
@@ -84,10 +93,11 @@ print(f"brute_force                          {brute_force(log_probs, labels):.6f
 assert np.isclose(-np.log(sum(each)), brute_force(log_probs, labels))
 
 # %% [markdown]
-# **Where does the last blank go?** It ends the utterance, and it counts. Without it the probabilities are none.
+# **Where does the last blank go?** It ends the utterance, and it counts. Without it the probabilities of all
+# transcripts do not add up to 1.
 #
 # **Break it.** Take a language with one word, A, and a model that says blank with probability 0.6 and A with 0.4,
-# wherever it is. In two rows it can say nothing, or A, or A A, and so on. These are all transcripts, so their
+# wherever it is. In two frames it can say nothing, or A, or A A, and so on. These are all transcripts, so their
 # probabilities add up to 1, unless the last blank is forgotten.
 
 # %%
@@ -100,11 +110,11 @@ print(f"with the last blank {with_end:.4f}, without {without_end:.4f}")
 assert abs(with_end - 1) < 1e-6 and abs(without_end - 1 / 0.6) < 1e-6
 
 # %% [markdown]
-# The sum of 1.67 gives a training something for nothing: probability need not be taken from long transcripts to be
-# given to short ones, and the model never learns where to stop.
+# So the sum is 1.67. A loss without the last blank has nothing against a small probability of it, and the model never
+# learns where to stop.
 #
-# **Exercise 1.** How many paths are there for 4 units in 10 rows? A path has $T - 1$ blanks that are free to move (the
-# last one is not) and $U$ units.
+# **Exercise 1.** How many paths are there for 4 units in 10 frames? A path has $T - 1$ blanks that are free to move
+# (the last one is not) and $U$ units.
 
 # %%
 # SOLUTION: number = ...
@@ -117,15 +127,39 @@ check(number, len(list(paths(10, 4))), "Of T - 1 + U steps, choose the U that sa
 #
 # **Question.** Two seconds of speech have millions of paths. How can one add them up? All paths to a node
 # come from the left or from above, so what is known there need not be computed again. Let $\alpha(t, u)$ be the
-# log-probability of coming to a node, and $\beta(t, u)$ that of saying the rest from there. With $y$ for a
+# log-probability of coming to a node, and $\beta(t, u)$ that of saying the rest from there. With $\ell$ for a
 # log-probability of the joint network:
 #
-# $$ e^{\alpha(t, u)} = e^{\alpha(t-1, u) + y_\text{blank}(t-1, u)} + e^{\alpha(t, u-1) + y_\text{label}(t, u-1)} $$
-# $$ e^{\beta(t, u)} = e^{y_\text{blank}(t, u) + \beta(t+1, u)} + e^{y_\text{label}(t, u) + \beta(t, u+1)} $$
+# $$ e^{\alpha(t, u)} = e^{\alpha(t-1, u) + \ell_\text{blank}(t-1, u)} +
+#    e^{\alpha(t, u-1) + \ell_\text{label}(t, u-1)} $$
+# $$ e^{\beta(t, u)} = e^{\ell_\text{blank}(t, u) + \beta(t+1, u)} + e^{\ell_\text{label}(t, u) + \beta(t, u+1)} $$
+#
+# They begin with $\alpha(0, 0) = 0$, because all paths start there, and $\beta(T, U) = 0$, because behind the last
+# blank nothing is left to say. What lies outside the lattice has probability 0. In the end $\ln P = \alpha(T-1, U) +
+# \ell_\text{blank}(T-1, U) = \beta(0, 0)$.
 #
 # **Why in this order?** Any order will do in which a node comes after its left and its upper neighbour: a
-# *topological* order of the graph. Row by row is one, diagonal by diagonal another. Every node is visited once, instead
-# of every path.
+# *topological* order of the graph. Frame by frame is one, diagonal by diagonal another. Every node is visited once,
+# instead of every path. These are all the loops there are:
+
+# %%
+print(inspect.getsource(forward_variables))
+
+# %% [markdown]
+# **Exercise 2.** By hand, from the numbers on the arrows above: with which probability do paths come to the node in the
+# middle, $t = 1$ and A said? Two ways lead there. Two digits are enough.
+
+# %%
+# SOLUTION: middle = ...
+p = np.exp(log_probs)  # (t, u, symbol): A is symbol 1
+middle = p[0, 0, 1] * p[0, 1, BLANK] + p[0, 0, BLANK] * p[1, 0, 1]
+# END SOLUTION
+check(
+    middle,
+    np.exp(forward_variables(log_probs, labels)[1, 1]),
+    "A in frame 0 and then a blank; or a blank and then A in frame 1. Multiply along each way, and add.",
+    0.02,
+)
 
 # %%
 alpha, beta = forward_variables(log_probs, labels), backward_variables(log_probs, labels)
@@ -142,8 +176,9 @@ print(f"from the front {np.exp(total):.6f}, from the back {np.exp(beta[0, 0]):.6
 assert np.isclose(total, beta[0, 0]) and np.isclose(-total, brute_force(log_probs, labels))
 
 # %% [markdown]
-# **Exercise 2.** A model that has learned nothing gives each of $V$ symbols the same probability $1/V$, at every node.
-# What is its loss? Every path has the same number of steps, and you know how many paths there are. Write a function.
+# **Exercise 3.** A model that has learned nothing gives each of $V$ symbols the same probability $1/V$, at every node.
+# What is its loss? Every path has the same number of steps, and you know how many paths there are. Write
+# `def ignorance(T, U, V): return ...`.
 
 
 # %%
@@ -170,7 +205,7 @@ check(ignorance, as_brute_force, "A path has T + U steps of probability 1/V; mul
 # %%
 for rows, units in ((15, 5), (30, 10), (60, 20)):
     flat = np.full((rows, units + 1, 64), -np.log(64.0))
-    print(f"{rows} rows, {units} units: a loss of {readable(flat, [1] * units)[0]:.1f} means knowing nothing")
+    print(f"{rows} frames, {units} units: a loss of {readable(flat, [1] * units)[0]:.1f} means knowing nothing")
 
 # %% [markdown]
 # **Break it: probabilities instead of their logarithms.** A path of our utterance has dozens of steps. Take the most
@@ -191,19 +226,23 @@ print(f"minus the sum of their logarithms: {-score:.1f}")
 assert product == 0 and np.isfinite(score)
 
 # %% [markdown]
-# The smallest number that float32 knows is about $10^{-45}$. In logarithms that is only 103, and there is no end to
-# them. So the recursions add in log space, and for the sums they keep 64 bits.
+# The smallest number that float32 knows is about $10^{-45}$. Its $-\ln$ is 103: a path with a larger loss becomes 0. A
+# logarithm can be $-1000$ as easily as $-10$. So the recursions add in log space, and for the sums they keep 64 bits.
 #
 # ## The gradient is a belief
 #
 # **Question.** In which direction should the network change? The derivative of the loss by the log-probability of a
 # step has a meaning: it is minus the probability that a path takes this step, *given the transcript*.
 #
-# $$ \frac{\partial\,\text{loss}}{\partial\, y_\text{blank}(t, u)} =
-#    -e^{\alpha(t, u) + y_\text{blank}(t, u) + \beta(t+1, u) - \ln P} $$
+# Why? $P$ is a sum of products, and those of the paths that take this step contain its factor $e^\ell$ once. So
+# $\partial P / \partial \ell$ is the sum of these paths, and $\partial(-\ln P)/\partial \ell$ is minus their share of
+# $P$:
 #
-# What is before the step, the step, what is after it, and all of it divided by the total. `readable` returns the loss
-# and this gradient.
+# $$ \frac{\partial\,\text{loss}}{\partial\, \ell_\text{blank}(t, u)} =
+#    -e^{\alpha(t, u) + \ell_\text{blank}(t, u) + \beta(t+1, u) - \ln P} $$
+#
+# What is before the step, the step, what is after it, and all of it divided by the total. For a label it is
+# $\beta(t, u+1)$ at the end. `readable` returns the loss and this gradient.
 
 # %%
 loss, gradient = readable(log_probs, labels)
@@ -211,14 +250,14 @@ draw.show(
     draw.toy_arrows(-gradient, labels, names),
     "Arrows as thick as the gradient: if A B was said, a path takes this step with this probability. Whatever flows "
     "into a node flows out of it. The blue numbers of a frame add up to 1, because each frame is left once. So do the "
-    "red numbers between two lines, because each label is said once.",
+    "orange numbers between two lines, because each label is said once.",
 )
 blanks, says_A = -gradient[:, :, BLANK], -gradient[:, 0, labels[0]]
-print("blanks of each row:", blanks.sum(axis=1), " label A over all rows:", says_A.sum())
+print("blanks of each frame:", blanks.sum(axis=1), " label A over all frames:", says_A.sum().round(6))
 assert np.allclose(blanks.sum(axis=1), 1) and np.isclose(says_A.sum(), 1)
 
 # %% [markdown]
-# **Exercise 3.** What do *all* entries of the gradient add up to, in a lattice of $T$ rows and $U$ units? Use `T` and
+# **Exercise 4.** What do *all* entries of the gradient add up to, in a lattice of $T$ frames and $U$ units? Use `T` and
 # `labels`.
 
 # %%
@@ -241,7 +280,8 @@ assert np.isclose(before - after, T + len(labels))
 
 # %% [markdown]
 # Without the softmax, the loss falls by one for each step, as often as one likes, and soon below zero. A negative
-# transducer loss is always this mistake: a probability is at most 1, so its $-\ln$ is at least 0. `rnnt_loss`, which
+# transducer loss means that what came in were no log-probabilities, and most often this is why: a probability is at
+# most 1, so its $-\ln$ is at least 0. `rnnt_loss`, which
 # training calls, takes what comes before the logits and does the softmax itself, so this cannot happen there.
 #
 # ## What a model believes about our utterance
@@ -257,16 +297,16 @@ beliefs = {"untrained": occupancies(blind, units), "T1, trained": occupancies(se
 draw.show(
     draw.lattices(spoken.wave, beliefs, said, [None, best_path(seen, units)[0]]),
     "The wave, and below it two lattices over the same time. Downwards: the units said so far. Untrained: a broad "
-    "band, because nearly all ways through are equally good. Trained: a narrow staircase, its best path drawn over it. "
-    "It waits while nothing new is heard, and steps down where a unit was understood.",
+    "band, because nearly all ways through are equally good. Trained: a narrow staircase, and over it the best path, "
+    "white with a red edge. It waits while nothing new is heard, and steps down where a unit was understood.",
 )
 spread = {name: (belief > 0.01).mean() for name, belief in beliefs.items()}
 print(*(f"{name}: {share:.0%} of the nodes have an occupancy above 1 %" for name, share in spread.items()), sep="\n")
 assert spread["T1, trained"] < spread["untrained"]
 
 # %% [markdown]
-# Nobody told it where a word begins. The sum over all paths was enough. Compare the steps with the wave: a unit
-# is said once it is certain enough, which may be before its sound ends, or after. Several may be said in one row. The
+# Nobody told it where a word begins. The sum over all paths was enough. Compare the steps with the wave: a unit is
+# said once it is certain enough, which may be before its sound ends, or after. Several may be said in one frame. The
 # model cannot look ahead, so waiting is the only way to hear more, and nothing in this loss punishes it.
 #
 # ## The number

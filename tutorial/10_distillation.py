@@ -47,8 +47,8 @@ so_far = " ".join(units[i] for i in labels[:u]) or "nothing yet"
 draw.show(
     draw.distributions({name: np.exp(y) for name, y in at_node.items()}, units),
     f"What three models expect at row {t}, after {so_far}: the symbols that any of them finds most probable. The "
-    "transcript names one of these at most; the teacher gives each of them its share. Whether S1 or B1 is nearer to it "
-    "at a single node is a matter of luck.",
+    "transcript names one of these at most; the teacher gives each of them its share. Which of S1 and B1 is nearer to "
+    "it at a single node says little.",
 )
 
 # %% [markdown]
@@ -76,8 +76,10 @@ divergence = 0.25 * np.log(0.25 / 0.5) + 0.5 * np.log(0.5 / 0.25)  # the third s
 check(divergence, node_kl(np.log(student), np.log(wanted)), "Weights are the teacher's; it stands above the line, too.")
 
 # %% [markdown]
-# **Why this measure?** Because of its derivative by the student's logits. It is what a softmax with cross entropy has,
-# with the teacher's distribution in place of the one right answer.
+# **Why this measure?** Because of its derivative by the student's logits. A classifier that is trained with $-\ln
+# P_S(\text{right})$ has the derivative $P_S$, minus 1 at the right answer; here the teacher's distribution stands in
+# the place of that 1. (The cross entropy with the teacher's distribution differs from the KL only by the teacher's own
+# entropy, so it has the same gradient.)
 #
 # **Exercise 2.** Write that derivative, for arrays of logits. The answer has one term of the student and one of the
 # teacher. (`log_softmax` is there.)
@@ -109,7 +111,8 @@ check(
 # $$ L = L_\text{RNN-T} + \alpha\, L_\text{KD} \qquad
 #    L_\text{KD} = \sum_{t, u} \sum_k P_T(k \mid t, u) \ln \frac{P_T(k \mid t, u)}{P_S(k \mid t, u)} $$
 #
-# with $\alpha = 0.02$. `kl_map` gives the KL of each node.
+# with $\alpha = 0.02$ (a weight, not notebook 07's $\alpha$). Others divide both networks' logits by a *temperature*,
+# to soften them; the paper does not, and neither do we. `kl_map` gives the KL of each node.
 
 # %%
 said = [units[i] for i in labels]
@@ -152,7 +155,8 @@ assert mean_kl["S1"] < 0.7 * mean_kl["B1"]
 #
 # **Question.** $\alpha = 0.02$ looks small. Is it? The KL is a sum over all nodes of an utterance, which are hundreds.
 # So 0.02 is the weight of a single node. If one took the mean over the nodes, the same loss would need an $\alpha$ of
-# about 5.
+# about 5. Mind that the sum grows with length times length, and the transducer's loss only with length: long utterances
+# are taught more. The paper's have thousands of nodes, so the same 0.02 weighs there some twenty times more than here.
 #
 # **Break it.** Frameworks like to average. Take the mean over the nodes with the same $\alpha$, and see what is left of
 # the teaching. Three students start from B1, which has finished its training, and get 40 steps more on eight
@@ -182,7 +186,7 @@ curves = {name: go_on(f"{alpha:.8f}") for name, alpha in alphas.items()}
 draw.show(
     draw.curves(curves, label="KL to the teacher", log=False),
     "KL to T1, summed over the lattice, while B1 is trained further. With the sum it falls quickly. With the mean "
-    "the curve can hardly be told from that without a teacher.",
+    "little is left of the teaching.",
 )
 print(
     f"{nodes:.0f} nodes an utterance;",
@@ -193,16 +197,16 @@ assert curves["sum"][-1] < 0.6 * curves["sum"][0] and curves["mean"][-1] > 0.7 *
 
 # %% [markdown]
 # These eight utterances are training data. Whether the student also *hears* better takes a test set and whole
-# trainings: [notebook 11](11_cascade.ipynb). And what does not work in a notebook is distillation from scratch: in the
-# first hundreds of steps a student is busy with learning to read, and taught and untaught look the same.
+# trainings: [notebook 11](11_cascade.ipynb). What a notebook cannot show is distillation from scratch: in the first
+# hundred steps the transducer losses of a taught and an untaught student look the same, and only the KL moves apart.
 #
 # ## What it costs
 #
 # **Question.** Why is the teacher asked anew at every step? It does not change, so one could store its answers.
 #
-# **Exercise 3.** LibriSpeech has 281,241 training utterances, of 12.3 s on average: 154 rows of 80 ms. With the paper's
-# 10,026 symbols, most words are one unit: take 33 labels. How many terabytes are the teacher's distributions, at 2
-# bytes a number? (A terabyte is $10^{12}$ bytes. Mind that 33 labels make more than 33 columns.)
+# **Exercise 3.** LibriSpeech has 281,241 training utterances, of 12.3 s on average: 154 rows of 80 ms, and 33 words. If
+# each word were one unit of the paper's 10,026 (it is some 41 units in truth), how many terabytes would the teacher's
+# distributions be, at 2 bytes a number? (A terabyte is $10^{12}$ bytes. Mind that 33 labels make more than 33 columns.)
 
 # %%
 utterances, rows, U, V = 281_241, 154, 33, FULL.settings.vocab_size
@@ -214,9 +218,9 @@ check(terabytes, utterances * one.nbytes / 1e12, "Utterances, times nodes, times
 
 # %% [markdown]
 # So nobody stores them. (SpecAugment would forbid it anyway: the features are hidden in other places in every epoch.)
-# Two ways out are known. This project asks the teacher on the way, for a chunk of nodes at a time, beside the student,
-# and throws the answers away. Panchapagesan et al. (2011.06110) *collapse* each distribution to three numbers, blank,
-# next label, and the rest.
+# Two ways out are known. This project asks the teacher during training, for a chunk of nodes at a time, alongside the
+# student, and throws the answers away. Panchapagesan et al. (2011.06110) *collapse* each distribution to three numbers,
+# blank, next label, and the rest.
 
 # %%
 print(f"collapsed: {utterances * rows * (U + 1) * 3 * 2 / 1e9:.1f} GB")
@@ -225,7 +229,7 @@ print(f"KL of S1 on our utterance: full {whole:.1f}, collapsed {collapsed:.1f}")
 assert collapsed <= whole + 1e-6
 
 # %% [markdown]
-# What is lost is what the teacher thinks within the rest, such as that SIX is rather SIXTY than NINE.
+# What is lost is what the teacher thinks within the rest, for instance that SIXTY is likelier than NINE.
 #
 # ## Which nodes is the lesson about?
 #
@@ -238,18 +242,19 @@ occupied = occupancies(lattices["S1"], labels)
 draw.show(
     draw.where_kl_lies(maps["S1"], occupied, said),
     "S1 on our utterance. Left: the KL of each node. Middle: where its paths go. Right: the product, in the colours of "
-    "the left picture. Little is left: most of the time, student and teacher disagree about places where the student "
-    "never is.",
+    "the left picture. Little is left: student and teacher disagree mostly where no likely path of the right text "
+    "goes.",
 )
 print(f"sum of KL {maps['S1'].sum():.1f}, of w KL {(occupied * maps['S1']).sum():.1f}")
 assert (occupied * maps["S1"]).sum() < 0.5 * maps["S1"].sum()
 
 # %% [markdown]
-# Is all that teaching wasted? Not quite: it forms the layers that all nodes share, and that is measured, in the table
-# of [notebook 11](11_cascade.ipynb). But one may weight each node with $w$. `kl_weighting=paths` does this, with a
-# larger $\alpha$ because the sum is smaller; it is not in the paper. On the default corpus, with three seeds, the
-# smallest students came out better by it and the larger one level. Weights and $\alpha$ changed together, so which of
-# them did it is open. The numbers, and what else was tried, are in `docs/distillation.md`.
+# Is the rest wasted? It moves layers that all nodes share, so it need not be. The table of
+# [notebook 11](11_cascade.ipynb) cannot say, because it compares the whole sum with no teacher at all. So weight each
+# node with $w$ and see. `kl_weighting=paths` does this, with a larger $\alpha$ because the sum is smaller; it is not in
+# the paper. On the default corpus, with three seeds, the smallest students came out better, and the larger one about
+# equal. Weights and $\alpha$ changed together, so which of them did it is open. The numbers, and what else was tried,
+# are in `docs/distillation.md`.
 #
 # ## The number
 #
@@ -265,6 +270,8 @@ for name, pairs in found.items():
     assert kl[rare].sum() > 0.5 * kl.sum() and rare.mean() > 0.5
 
 # %% [markdown]
-# So a student is taught mostly about places that it will not visit, and a little about those that it will.
+# So what is left to learn lies mostly where no likely path of the right text goes. (It is what is *left*: a taught
+# student may have learned the visited nodes first. And what to do after a wrong unit, this lattice does not teach at
+# all.)
 #
 # **Next:** [11 the cascade](11_cascade.ipynb): does it help, and is a chain of teachers better than one?

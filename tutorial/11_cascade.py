@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 The cascade: who beats whom, and is it luck?
 #
-# Six models are trained, decoded, and stand in a table. Now comes the part that is most often done badly: to say what
+# Six models are trained, decoded, and stand in a table. Now comes the part that is most often done badly: saying what
 # the table shows. After this notebook you can compare two recognisers, say how sure you are, and know what your test
 # set cannot tell.
 
@@ -26,7 +26,8 @@ runs = models.runs()
 #
 # For each size three. The *progressive* student is taught by the student of the stage before, the *direct* one by T1
 # itself, and the *baseline* by nobody. Only the difference between the first two is the detour; only the difference to
-# the third is teaching. (In the first stage the student before is T1, so the first two are one model.)
+# the third is teaching. (In the first stage the student before is T1, so the first two are one model.) The detour also
+# costs more training: S3 stands on S1's steps as well as on its own.
 
 # %%
 draw.show(
@@ -39,7 +40,8 @@ display(Markdown(as_markdown(*table1(runs, compact=True))))
 # %% [markdown]
 # ## One number for a test set
 #
-# **Question.** How does one add up the errors of six hundred utterances?
+# **Question.** How do we add up the errors of six hundred utterances? They are those of test-clean: new sentences,
+# spoken by the voices of training. (test-other has ten voices that were never heard, in noise and rooms.)
 #
 # Errors over words, both summed first: $\mathrm{WER} = \sum_i e_i \big/ \sum_i w_i$, with $e_i$ the substitutions,
 # deletions and insertions of utterance $i$ (notebook 09), and $w_i$ its words.
@@ -52,8 +54,8 @@ for name, result in scores.items():
 
 # %% [markdown]
 # **Break it.** Average the WERs of the utterances instead. A wrong word in an utterance of three then weighs more than
-# one in an utterance of eight, and the number is another one: it answers "how wrong is a typical sentence", not "how
-# many words are wrong".
+# one in an utterance of eight, and the result is a different number: it answers "how wrong is a typical sentence", not
+# "how many words are wrong".
 
 # %%
 pooled = scores["B2"].wer
@@ -79,6 +81,7 @@ check(both, (two.wer, (two.errors / two.words).mean()), "In the first, 16 words 
 #
 # We have no other test set, but we can pretend: draw six hundred utterances from ours, with replacement, and compute
 # the WER again; ten thousand times. This is the *bootstrap*. The middle 95 % of these WERs are the interval.
+# (Utterances of one voice are alike, so the true uncertainty is larger; the careful draw voices.)
 
 # %%
 rng = np.random.default_rng(0)
@@ -101,7 +104,11 @@ many = wer.Score(
     tuple(f"{i:04d}" for i in range(4 * B)), np.tile(scores["T1"].words, 4), np.tile(scores["T1"].edits, (4, 1))
 )
 narrow = np.subtract(*wer.bootstrap_interval(many)) / np.subtract(low, high)
-check(factor, lambda x: abs(x - narrow) < 0.1, "Errors of a sum of n draws grow like the root of n.")
+check(
+    factor,
+    lambda x: abs(x - narrow) < 0.1,
+    "The spread of a sum of n draws grows like the root of n; the WER divides that sum by n.",
+)
 
 # %% [markdown]
 # ## Two models on one test set
@@ -110,7 +117,8 @@ check(factor, lambda x: abs(x - narrow) < 0.1, "Errors of a sum of n draws grow 
 #
 # Not so fast. Both have heard the *same* utterances: what is hard for one is hard for the other, and that luck they
 # share. So resample the utterances once and compute both WERs on the same draw; look at the difference. This is the
-# *paired* test.
+# *paired* test. $p$ says in what share of the resamples the difference has the other sign, times two, because either
+# model might have been better. With ten thousand of them it cannot be below 0.0002: read that as "never".
 
 # %%
 test = wer.paired_test(scores["S1"], scores["B1"])
@@ -146,15 +154,15 @@ assert test.high - test.low < unpaired[1] - unpaired[0]
 # All of these intervals are about the luck of the *test set*. Train the same model with another seed, and it is another
 # model. `python -m mini_pkd.cascade --seeds 3` trains all of them three times, and the report resamples seeds as well
 # as utterances. The project keeps the result in `results/`. With three seeds the spread itself is known only roughly;
-# with one, not at all. So a sentence that begins with "our method" wants at least three.
+# with one, not at all. So a sentence that begins with "our method" needs at least three.
 
 # %%
 several = models.seeds()
 draw.show(
     compression_figure(several),
     "WER against compression on both test sets, three seeds. A dot is a model of one seed, a bar the 95 % interval "
-    "over seeds and utterances together. Look at how far apart the dots of one model are before you "
-    "believe a difference.",
+    "over seeds and utterances together. S1 belongs to both curves. Look at how far apart the dots of one model are "
+    "before you believe a difference.",
 )
 for name in several.names():
     each = 100 * np.array(several.get(name, "wer", "test-clean"))
@@ -178,15 +186,22 @@ check(
 )
 
 # %% [markdown]
+# "Within noise" does not say that two models are equal: anything inside the interval may be true.
+#
 # ## The number
 #
-# Every taught model against the untaught one of its size: what teaching is worth.
+# Every taught model against the untaught one of its size: what teaching is worth, on this run, and as the mean of three
+# seeds.
 
 # %%
 found = {}
 for student, baseline in (("S1", "B1"), ("S2", "B2"), ("S3", "B2")):
     found[f"{student} - {baseline}"] = result = wer.paired_test(scores[student], scores[baseline])
-    print(f"{student} - {baseline}: {100 * result.relative[0]:+.0f} % of its errors, p = {result.p_value:.4f}")
+    pooled = several.mean(student, "wer", "test-clean") / several.mean(baseline, "wer", "test-clean") - 1
+    print(
+        f"{student} - {baseline}: {100 * result.relative[0]:+.0f} % of its errors, p = {result.p_value:.4f};", end=" "
+    )
+    print(f"three seeds {100 * pooled:+.0f} %")
 draw.show(
     draw.differences({name: (r.difference, r.low, r.high) for name, r in found.items()}),
     "WER of each student minus that of the baseline of its size, on test-clean, with paired 95 % intervals. Left of "

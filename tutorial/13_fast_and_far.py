@@ -4,7 +4,7 @@
 # Everything so far ran on a small machine in minutes. Two things made that possible: what is slow has a fast twin that
 # is tested against it, and no array is larger than it must be.
 #
-# You will be able to read a kernel beside its readable partner, to say what the vocabulary costs, and to reckon how
+# You will be able to read a kernel beside its readable partner, to say what the vocabulary costs, and to estimate how
 # long the paper's own training would take.
 
 # %%
@@ -27,7 +27,7 @@ from tutorial.exercise import check
 # ## Every kernel has a partner
 #
 # **Question.** How can one trust fast code? Each kernel says which readable function computes the same. A test compares
-# the two, in value and in gradient. Where there is none, a sentence says why.
+# the two, in value and in gradient. Where no partner exists, a sentence says why.
 
 
 # %%
@@ -51,8 +51,8 @@ assert len(pairs) > 10
 #
 # $$ \text{bytes} = 4\; T\,(U+1)\,V $$
 #
-# **Exercise 1.** The paper's utterances have some 200 encoder rows, 50 labels and 10,026 symbols. How many MB
-# ($10^6$ bytes) are the logits of one?
+# **Exercise 1.** An utterance of 16 s has 200 encoder rows and some 50 labels. With 10,026 symbols, how many MB
+# ($10^6$ bytes) are its logits?
 
 # %%
 # SOLUTION: megabytes = ...
@@ -64,6 +64,7 @@ check(megabytes, lambda mb: abs(mb - logits.nbytes / 1e6) < 1, "50 labels make 5
 # %% [markdown]
 # The gradient is as large again. `materialised_loss_and_gradients` holds all of it. `walk_lattice`, which training
 # calls, makes the logits a chunk of nodes at a time, and makes them again for the gradient where they were not kept.
+# (Training keeps some, where there is room; here `keep_bytes=0` keeps none.)
 # The numbers are the same; here is how both grow.
 
 
@@ -118,14 +119,13 @@ for name, found in costs.items():
 draw.show(
     draw.cost_against_vocabulary(sizes, costs),
     "Time and memory of loss and gradients of one utterance of 100 rows and 25 labels, against the number of symbols, "
-    "both axes logarithmic. All logits at once grow with the vocabulary without end. In chunks, memory levels off "
-    "until the output table itself is what is large.",
+    "both axes logarithmic. All logits at once grow in proportion to the vocabulary. In chunks, memory levels off: "
+    "what is left is a chunk, and the table with its gradient, 5 MB each at the right edge.",
 )
 
 # %% [markdown]
-# Not all of the speed is the chunks'. The function that holds everything is the readable one, and walks the lattice in
-# plain loops. These take no longer for more symbols, so they are at most what the smallest vocabulary costs; the rest
-# is numpy passing over arrays that no cache holds.
+# Not all of the speed is the chunks'. The function that holds everything is the readable one: it walks the lattice in
+# plain loops, multiplies with `einsum`, and keeps float64. So believe the memory of this comparison, and not its time.
 
 # %%
 losses, gradients = all_at_once(*problem(1000))
@@ -138,6 +138,7 @@ assert abs(losses[0] - same_losses[0]) < 1e-3 * losses[0] and apart < 1e-3
 # **Break it.** Smaller chunks need less memory, so why not tiny ones? Every chunk adds a product of the size of the
 # table, $V \times J$, to the table's gradient. With fewer nodes in a chunk than $J$, that is more than the logits
 # themselves. So `chunk_rows` refuses to go below $J$, whatever it is asked for. The last line takes that floor away.
+# (And here the table is narrow, $J = 128$; the paper's is eight times as wide.)
 
 # %%
 for size in (2**24, 1):
@@ -180,11 +181,13 @@ assert plain(-np.inf, -2.0)[0] == -2 and plain(-np.inf, -np.inf)[0] == -np.inf
 assert cascade(["--scale", "full", "--data", "LibriSpeech", "--dry-run"]) == 0
 
 # %% [markdown]
+# Decades, on the machine that made this page: that is not what small machines are for.
+#
 # Operations can be counted by hand: two for each multiply and add of the forward pass, twice that again for backward.
 # How much of a machine's peak a training reaches is its *model FLOP utilisation*, MFU.
 #
 # **Exercise 2.** T1 needs `flop` operations for one pass over 960 hours. A machine has a peak of $10^{13}$ a second,
-# and the MFU is 0.35. How many days do `epochs` passes take?
+# which a good GPU had some years ago in float32, and we assume an MFU of 0.35. How many days do `epochs` passes take?
 
 # %%
 utterances, epochs = 281_241, FULL.settings.epochs
