@@ -257,6 +257,29 @@ def test_attacks(kind, tmp_path, monkeypatch):
     listener.close()
 
 
+def test_an_answer_that_comes_while_the_watcher_waits_for_a_core(monkeypatch):
+    """The process writes and ends between the watcher's select and its poll."""
+
+    class Process:
+        def __init__(self):
+            read, self.write = os.pipe()
+            self.stdout = os.fdopen(read, "rb")
+
+        def poll(self):
+            os.write(self.write, b"answer")
+            os.close(self.write)
+            self.poll = lambda: 0
+            return 0
+
+        def wait(self, timeout):
+            return 0
+
+    process = Process()
+    ended = jail._watch(process, wall=20.0)
+    process.stdout.close()
+    assert ended == jail.Ended("itself", b"answer")
+
+
 def test_two_time_outs_are_enough(kind, tmp_path, monkeypatch):
     """The other tasks of the submission are not tried."""
     tasks = tuple(SMALL.tasks[0] for _ in range(4))

@@ -218,6 +218,52 @@ def test_a_class(small, trusted):
     assert shared["ada"]["nearest classmate"] in ("bob", "") and shared["cy"]["nearest classmate"] == ""
 
 
+def test_what_is_no_submission_is_named(small, trusted, capsys):
+    """A file ID_a4.py is one, as Canvas exports them; other files are named, and the results' own folder is none."""
+    folder, hand_in = small
+    hand_in("ada", SOLUTION)
+    hand_in("kim", SOLUTION)
+    (folder / "class" / "kim" / "a4.py").rename(folder / "class" / "kim" / "a4 (1).py")
+    (folder / "class" / "uma_1_2_a4.py").write_text(SOLUTION)
+    (folder / "class" / "tom.py").write_text(SOLUTION)
+    for _ in range(2):
+        results = grade.grade("a4", [folder / "class"], folder / "key.json", folder / "class" / "out", quiet=True)
+        assert {who: result["score"] for who, result in results.items()} == {"ada": 100, "uma_1_2": 100, "kim": 0}
+        assert "ignored tom.py (expected" in capsys.readouterr().err
+    assert results["kim"]["extra_data"]["problem"] == "a4.py is missing; there is 'a4 (1).py'"
+    text = (folder / "class" / "out" / "feedback" / "kim.md").read_text()
+    assert "there is 'a4 (1).py'" in text and "##" not in text
+
+
+def test_grades_of_another_key_or_assignment_are_not_written_over(small, trusted):
+    folder, hand_in = small
+    hand_in("ada", SOLUTION)
+    grade_class(folder)
+    (folder / "key.json").write_text(json.dumps({"secret": "t", "dialect": None}))
+    with pytest.raises(UserError, match="holds grades of another key; choose another --out"):
+        grade_class(folder)
+    (folder / "key.json").write_text(json.dumps({"secret": "s", "dialect": None}))
+    with pytest.raises(UserError, match="holds grades of another assignment"):
+        grade.grade("a5", [folder / "class"], folder / "key.json", folder / "out", quiet=True)
+    assert grade_class(folder)["ada"]["score"] == 100
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (("np.sum(x**2)", "1.01 * np.sum(x**2)"), "Some answers are wrong, by up to 0.01"),
+        (("def values", "def valeus"), "a4.py lacks `values`, or something that it should have (AttributeError)."),
+        (("return np.sum(x**2)", "return None"), "What `squares` returns is not of the kind or shape"),
+    ],
+)
+def test_what_went_wrong_in_words(small, trusted, change, sentence):
+    folder, hand_in = small
+    assert SOLUTION.count(change[0]) == 1
+    hand_in("ada", SOLUTION.replace(*change))
+    output = "".join(test["output"] for test in grade_class(folder)["ada"]["tests"])
+    assert sentence in output, output
+
+
 def test_results_are_in_gradescopes_form(small, trusted):
     folder, hand_in = small
     hand_in("ada", SOLUTION)
@@ -239,7 +285,7 @@ def test_no_input_and_no_message_leaves_the_jail(small, trusted):
 
 
 def test_what_is_finished_is_not_graded_again(small, trusted, monkeypatch):
-    """Nor is it lost when the grader fails; another submission, key or jail is graded anew."""
+    """Nor is it lost when the grader fails; another submission is graded anew."""
     folder, hand_in = small
     hand_in("ada", SOLUTION)
     hand_in("bob", SOLUTION + "# bob\n")
@@ -264,9 +310,6 @@ def test_what_is_finished_is_not_graded_again(small, trusted, monkeypatch):
     (folder / "class" / "ada" / "a4.py").write_text(SOLUTION + "\n")
     grade_class(folder)
     assert len(seen) == 1
-    (folder / "key.json").write_text(json.dumps({"secret": "t", "dialect": None}))
-    grade_class(folder)
-    assert len(seen) == 3
 
 
 def test_half_right_gets_some_groups(small, trusted):
@@ -401,8 +444,12 @@ def test_build_and_grade_from_the_command_line(tmp_path, capsys, trusted, monkey
     capsys.readouterr()
     assert command.main(grade_it) == 0
     assert "   100  ada" in capsys.readouterr().out
+    before = key.read_text()
     assert command.main(["build", "--to", str(tmp_path), "--only", "a4"]) == 0
-    assert json.loads(key.read_text()) == {"secret": secret, "dialect": None}
+    assert command.main(["build", "--to", str(tmp_path), "--dialect", "spring", "--only", "a4"]) == 1
+    assert "was built with the dialect 'autumn'; give the same" in capsys.readouterr().err
+    assert command.main(["build", "--to", str(tmp_path / "new"), "--dialect", ""]) == 1
+    assert key.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,13 @@ def test_form(name):
     plain = Dialect(assignment.conventions)
     assert assignment.name == name and sum(task.points for task in assignment.tasks) == 100
     for task in assignment.tasks:
-        assert len(task.mutants) >= 3 and task.hours > 0
+        assert len(task.mutants) >= 3 and task.hours > 0 and task.tolerance > 0  # or any margin of it would be 0
         assert not [mutant.sentence for mutant in task.mutants if mutant.sentence[-1] in ".!" or not mutant.sentence]
         cases = form.draw_cases(assignment, task, plain, 0, reference(assignment, plain))
         assert len([group for group in cases if group != form.CORE]) >= 2
         assert all(cases.values())
+    names = [name for task in assignment.tasks for name in re.findall(r"^def (test_\w+)", task.tests, re.MULTILINE)]
+    assert len(set(names)) == len(names), "a visible test hides another one of its name"
     for convention, options in assignment.conventions.items():
         assert len(options) >= 2 and len({frozenset(words) for words in options.values()}) == 1, convention
 

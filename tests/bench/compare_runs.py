@@ -2,7 +2,7 @@
 
   python -m tests.bench.compare_runs data_small/numbers runs/paths runs/tiny
 
-Both are runs of `mini_pkd.cascade --seeds N` on this corpus, with the same seeds and other settings.  Prints, for each test
+Both are runs of `mini_pkd.cascade --seeds N` on this corpus, with the same seeds and other settings.  Prints, per test
 set, the WER of the first minus that of the second in points, with its 95 % interval, in per cent of the second, and p.
 """
 

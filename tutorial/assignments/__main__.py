@@ -37,7 +37,7 @@ def parser():
     grading = actions.add_parser("grade", help="grade what students have handed in")
     grading.add_argument("assignment", choices=names, metavar="aN")
     grading.add_argument(
-        "submissions", nargs="+", metavar="SUBMISSIONS", help="folders of ID/aN.py or ID.zip, or single ones"
+        "submissions", nargs="+", metavar="SUBMISSIONS", help="folders of ID/aN.py, ID_aN.py or ID.zip, or single ones"
     )
     grading.add_argument("--key", required=True, metavar="FILE", help="teacher/key.json, which build has written")
     grading.add_argument(
@@ -57,10 +57,9 @@ def parser():
 
 
 def jobs(text):
-    number = int(text)
-    if not 1 <= number <= 64:
-        raise ValueError
-    return number
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"it is a number from 1 to 64, not {text!r}")
+    return int(text)
 
 
 @command("assignments")
@@ -81,7 +80,7 @@ def main(arguments=None):
             options.assignment, options.submissions, options.key, options.out, options.jail, options.jobs, options.quiet
         )
     for name, result in sorted(results.items()):
-        print(f"{result['score']:6g}  {name}")
+        print(f"{result['score']:6g}  {name}", result["extra_data"]["problem"] or "", sep="  ")
     kind = next(iter(results.values()))["extra_data"]["jail"]
     print(f"jail: {kind}; {options.out}/class.csv, feedback/, results/, and overlap.csv for you alone")
 

@@ -181,7 +181,7 @@ def framing_oracle(dialect, samples, window, shift):
 
     frames = cut(dialect, samples, window, shift)
     assert (window, shift) != (WINDOW, SHIFT) or len(frames) == num_frames(len(samples))
-    return in_dialect(dialect, frames)
+    return in_dialect(dialect, frames), samples
 
 
 FRAMING = Task(
@@ -189,8 +189,12 @@ FRAMING = Task(
     points=15,
     hours=1.0,
     function="frame_signal",
-    outputs=(Output("frames", "float64", 2),),
+    outputs=(Output("frames", "float64", 2), Output("samples, afterwards,", "float64", 1)),
     tolerance=1e-9,
+    drive="""
+def drive(student, samples, window, shift):
+    return student.frame_signal(samples, window, shift), samples
+""",
     code='''
 def frame_signal(samples, window, shift):
     """Emphasise a signal, then cut it into frames that overlap.
@@ -245,11 +249,17 @@ def frame_signal(samples, window, shift):
                 )
             ],
         ),
+        Mutant(
+            "in place",
+            "right, but written into the samples, which must stay as they were",
+            [("emphasised = samples.copy()", "emphasised = samples")],
+        ),
     ),
     cases=framing_cases,
     oracle=framing_oracle,
     handout=r"""
-Speech has little energy at high frequencies. Pre-emphasis lifts them, over the whole signal at once:
+Speech has little energy at high frequencies. Pre-emphasis lifts them, over the whole signal at once (a
+factor of 1.97 at 8000 Hz and of 0.03 at 0 Hz):
 
 $$y_n = x_n - 0.97\, x_{n-1}, \qquad y_0 = x_0.$$
 
@@ -276,7 +286,7 @@ def test_the_end_is_filled():
 def test_how_many():
     for n, T in ((0, 0), (1, 1), (400, 1), (401, 2), (560, 2), (561, 3), (16000, 99)):
         frames = frame_signal(np.ones(n), 400, 160)
-        assert frames«as rows».shape == (T, 400)
+        assert frames«as rows».shape == (T, 400), f"{n} samples; the axes are («T, W»)"
 
 
 def test_samples_stay_as_they_were():
@@ -287,15 +297,17 @@ def test_samples_stay_as_they_were():
     notebook=r"""
 # %% [markdown]
 # ## Your frames
-# A tone that rises, as the recogniser cuts it: 25 ms every 10 ms. Neighbouring frames share 15 ms.
+# A tone that rises, as the recogniser cuts it: 25 ms every 10 ms. Neighbouring frames share 15 ms, where their lines
+# must lie on each other. In grey behind them, the signal as it was: emphasis makes low tones smaller.
 
 # %%
 frames = a2.frame_signal(chirp, 400, 160)
-figure, axes = plt.subplots(3, 1, sharex=True, figsize=(8, 4))
-for t, axis in zip((40, 41, 42), axes):
-    axis.plot(160 * t + np.arange(400), frames«as rows»[t])
-    axis.set_ylabel(f"frame {t}")
-axes[-1].set_xlabel("sample")
+figure, axis = plt.subplots(figsize=(8, 3))
+axis.plot(np.arange(640, 1360) / 16, chirp[640:1360], color="lightgrey", label="before emphasis")
+for t, style in zip((4, 5, 6), ("-", "--", ":")):
+    axis.plot((160 * t + np.arange(400)) / 16, frames«as rows»[t], style, label=f"frame {t}")
+axis.set(xlabel="time (ms)", ylabel="amplitude")
+axis.legend()
 plt.show()
 """,
 )
@@ -1077,7 +1089,7 @@ def test_two_words():
     assert encode(" A\\tB ", "ABC▁", merges).tolist() == «A B»
 
 
-def test_three_of_a_kind():
+def test_three_of_a_kind_are_cut():
     AA = MARK + 1
     assert encode("AAA", "ABC▁", np.array([[A, A]])).tolist() == «AA A»
 
@@ -1129,7 +1141,7 @@ import numpy as np
 
 PREEMPHASIS = 0.97
 FLOOR = 1.0  # the smallest energy that counts
-MARKER = "▁"  # U+2581, not an underscore: it marks where a word begins or ends
+MARKER = "▁"  # U+2581, not an underscore: it stands «where the marker is» each word
 
 {MEL}
 ''',

@@ -248,12 +248,13 @@ def forward_backward(log_probs, labels):
     """The forward and the backward variables of a lattice.
 
     log_probs  («nodes», V) float64: log_probs«at (t, u)»[k] = ln P(symbol k | node (t, u)); blank is «where blank is».
-               Some may be -inf: such a step is impossible.  A node that no path reaches has -inf, and never nan
+               Some may be -inf: such a step is impossible
     labels     (U,) int64: the transcript; T >= 1, U >= 0
 
-    Returns (alpha, beta), both («nodes») float64, in nats:
-    alpha«at (t, u)» = ln P(a path comes to node (t, u))
-    beta«at (t, u)»  = ln P(the rest of the transcript | a path is at node (t, u)), the last blank included
+    Returns (alpha, beta), both («nodes») float64, in nats, and never nan:
+    alpha«at (t, u)» = ln P(a path comes to node (t, u)); the steps before the node count.  -inf where no path comes
+    beta«at (t, u)»  = ln P(the rest of the transcript | a path is at node (t, u)); the step out of the node and the
+                   last blank count.  -inf from where the end cannot be reached, whether or not a path comes there
     """
     «log_probs by frames»
     T, U = len(log_probs), len(labels)
@@ -320,8 +321,10 @@ $$\beta(t, u) = P(\text{blank} \mid t, u)\,\beta(t+1, u) + P(\text{label } u+1 \
 \beta(T-1, U) = P(\text{blank} \mid T-1, U),$$
 
 where label u is the u-th of the transcript, counted from 1: `labels[u - 1]`. Terms that would leave the lattice are
-zero. Compute both in log space: $\ln(e^a + e^b) = m + \ln(e^{a-m} + e^{b-m})$ with $m = \max(a, b)$, and think about
-what happens where both a and b are $-\infty$. Both variables give the total: $\ln P = \beta(0, 0)$, and it is also
+zero. So alpha counts the steps before a node, and beta the step out of it as well. Compute both in log space, where a
+product is a sum, 1 is 0 and 0 is $-\infty$ (`np.logaddexp` may be used):
+$\ln(e^a + e^b) = m + \ln(e^{a-m} + e^{b-m})$ with $m = \max(a, b)$, and think about what happens where both a and b are
+$-\infty$. Both variables give the total: $\ln P = \beta(0, 0)$, and it is also
 $\alpha(T-1, U)$ plus the last blank.
 """,
     tests="""
@@ -331,6 +334,15 @@ def test_both_give_the_total():
     assert alpha.shape == beta.shape == log_probs.shape[:2]
     assert abs(beta[0, 0] + 4.495667) < 1e-6
     assert abs(alpha[-1, -1] + log_probs[-1, -1, «blank»] + 4.495667) < 1e-6
+
+
+def test_two_frames_one_label_by_hand():
+    log_probs = np.log(np.full((2, 2, 2), 1 / 2))  # (T, U + 1, V): every step has the probability 1/2
+    «log_probs as handed out»
+    alpha, beta = forward_backward(log_probs, np.array([«A»]))
+    «alpha and beta by frames»
+    np.testing.assert_allclose(np.exp(alpha), [[1, 1 / 2], [1 / 2, 1 / 2]], err_msg="exp(alpha), frames downwards")
+    np.testing.assert_allclose(np.exp(beta), [[1 / 4, 1 / 4], [1 / 4, 1 / 2]], err_msg="exp(beta), frames downwards")
 
 
 def test_an_impossible_step_is_no_nan():
@@ -352,14 +364,16 @@ def test_no_labels():
 # %% [markdown]
 # ## Your own alpha and beta
 # Once `forward_backward` works, this draws where the paths of a transcript run: P(a path visits a node, given the
-# transcript) is exp(alpha + beta - ln P). Each anti-diagonal sums to 1, because every path crosses it exactly once.
+# transcript) is exp(alpha + beta - ln P). You should see a staircase, one step up every 3 frames, blurred towards
+# earlier frames. Each anti-diagonal sums to 1, because every path crosses it exactly once. That only says that alpha
+# and beta fit together; whether they are right, `enumerate_paths` of a4.1 tells.
 
 # %%
 rng = np.random.default_rng(0)
 T, U, V = 24, 8, 12
 labels = rng.integers(«A», «A» + V - 1, U)
 logits = rng.standard_normal((T, U + 1, V))
-for t in range(T):  # a model that hears label u around frame 3 u
+for t in range(T):  # a model that hears the first label at frame 0, the next at 3, 6, ...
     for u in range(U + 1):
         logits[t, u, labels[u] if u < U and t >= 3 * u else «blank»] += 3
 log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
@@ -370,10 +384,10 @@ visits = np.exp(alpha + beta - beta[0, 0])
 plt.imshow(visits.T, origin="lower", aspect="auto")
 plt.xlabel("frame t")
 plt.ylabel("labels said u")
-plt.colorbar(label="P(a path visits the node)")
+plt.colorbar(label="P(a path visits the node | transcript)")
 plt.show()
-sums = [sum(visits[d - u, u] for u in range(d + 1)) for d in range(5)]
-print("the first anti-diagonals sum to", np.round(sums, 6))
+sums = [sum(visits[d - u, u] for u in range(U + 1) if 0 <= d - u < T) for d in range(T + U)]
+print("the anti-diagonals sum to", np.round(min(sums), 6), "...", np.round(max(sums), 6))
 """,
 )
 
@@ -645,7 +659,7 @@ def best_path(log_probs, labels):
         ),
         Mutant(
             "ties",
-            "as if the other step won a tie",
+            "as if the other step won a tie, where the «winner» must win",
             [("score «beats» best[t, u]", "score «other beats» best[t, u]")],
         ),
     ),
@@ -855,8 +869,9 @@ def example():
     motivation=r"""
 A recogniser hears T frames and should say U labels, and nobody has told it when. A transducer walks a lattice: at node
 (t, u) it is at frame t and has said u labels, and its network gives a distribution over V symbols. **Blank**, which in
-this class is **«where blank is»**, leads to the next frame; the transcript's next label leads to the next column, in
-the same frame.
+this class is **«where blank is»**, leads to the next frame; the transcript's next label leads to the next column of
+this drawing, in the same frame. (In the drawing t runs downwards. Your arrays have the axes (`«nodes»`), and in the
+notebook's pictures t runs to the right.)
 
                    u = 0            u = 1            u = 2
 

@@ -919,7 +919,11 @@ def bootstrap_oracle(dialect, errors_a, errors_b, words, draws, level):
 
     ids = tuple(map(str, range(len(words))))
     scores = [Score(ids, words, np.stack([e, 0 * e, 0 * e], axis=1)) for e in (errors_a, errors_b)]
-    with mock.patch("mini_pkd.wer.resampled_sums", lambda columns, resamples, seed: columns[draws].sum(axis=1)):
+
+    def of_these_draws(counts, resamples, seed):  # of one seed: (1, k, B) -> (resamples, k)
+        return counts[0][:, draws].sum(axis=2).T
+
+    with mock.patch("mini_pkd.wer.resampled_sums", of_these_draws):
         result = paired_test(*scores, level, len(draws))
     scale = 100 if dialect["rates"] == "per cent" else 1
     interval = scale * np.array([result.low, result.high])

@@ -14,6 +14,8 @@ import secrets
 import zipfile
 from pathlib import Path
 
+from mini_pkd import UserError
+
 from . import task as form
 from .dialect import draw
 
@@ -26,7 +28,11 @@ ROOT = HERE.parent.parent
 
 def visible_tests(assignment, dialect):
     """test_aN.py: the visible tests of all tasks, each marked aN_k."""
-    parts = [f'"""Visible tests; the grader has others.  `pytest -m {assignment.name}_1` runs those of one task."""\n']
+    parts = [
+        f'"""Visible tests; the grader has others.  `pytest -m {assignment.name}_1` runs those of one task.\n\n'
+        "Some lines look odd (`0 + 11`, axes that are exchanged): they are written for your class's conventions.\n"
+        '"""\n'
+    ]
     helpers = dialect.render(assignment.test_helpers).strip("\n")
     numpy = "import numpy as np\n"
     parts.append(helpers.replace(numpy, numpy + "import pytest\n", 1) + "\n")
@@ -49,11 +55,13 @@ def handout(assignment, dialect):
     lines.append(
         f"Write your functions in `{name}.py` and hand in this file only. It may import numpy and the standard "
         f"library. `python -m pytest test_{name}.py` runs the visible tests, `python -m pytest -m {name}_2` those "
-        f"of task 2; `{name}.ipynb` shows what your functions do (`pip install numpy pytest notebook matplotlib`).\n\n"
+        f"of {name}.2; `{name}.ipynb` shows what your functions do (`pip install numpy pytest notebook matplotlib`). "
+        "Run its cells one by one: those of a task that is not solved stop with NotImplementedError.\n\n"
         "The grader calls each function on other inputs than the visible tests, in groups; a group pays all of its "
-        "points or none. Every task is called by itself, with correct inputs, so a mistake in one costs nothing in "
-        "the others. A task has 3 seconds of processor time. Names, arguments and results must stay as they are; "
-        "everything else in the file is yours.\n"
+        "points or none. Ordinary cases belong to every group; the groups are edges, such as empty or long inputs. "
+        "Every task is called by itself, with correct inputs, so a mistake in one costs nothing in the others. A task "
+        "has 3 seconds of processor time for all cases: plain loops are fast enough unless its text says otherwise. "
+        "Names, arguments and results must stay as they are; everything else in the file is yours.\n"
     )
     for k, task in enumerate(assignment.tasks, 1):
         lines.append(f"## {name}.{k} {task.name} ({task.points} points)\n")
@@ -143,20 +151,29 @@ def write_teacher(assignment, dialect, folder, key):
 
 
 def make_key(path, dialect):
-    """The key of this folder.  One that is there already keeps its secret, so that earlier grades can be repeated."""
-    key = json.loads(path.read_text("utf-8")) if path.exists() else {"secret": secrets.token_hex(16)}
-    key = {**key, "dialect": dialect}
-    write(path, json.dumps(key, indent=1) + "\n", private=True)
+    """The key of this folder.  One that is there already stays as it is, so that students' conventions do not change
+    under their hands and earlier grades can be repeated."""
+    if dialect == "":
+        raise UserError("The dialect is empty; give a word, or leave --dialect out for the package's conventions.")
+    if not path.exists():
+        key = {"secret": secrets.token_hex(16), "dialect": dialect}
+        write(path, json.dumps(key, indent=1) + "\n", private=True)
+        return key
+    key = json.loads(path.read_text("utf-8"))
+    if dialect not in (None, key["dialect"]):
+        raise UserError(
+            f"{path.parent.parent} was built with the dialect {key['dialect']!r}; give the same, or another folder."
+        )
     return key
 
 
 def build(to, names, key=None):
-    """Build these assignments into a folder, in the dialect of `key`; without a key, in the package's."""
+    """Build these assignments into a folder, in the dialect of `key`, or else in the folder's or the package's."""
     to = Path(to)
     made = make_key(to / "teacher" / "key.json", key)
     os.chmod(to / "teacher", 0o700)
     for name in names:
         assignment = form.load(name)
-        dialect = draw(assignment, key)
+        dialect = draw(assignment, made["dialect"])
         write_release(assignment, dialect, to / "students" / name)
         write_teacher(assignment, dialect, to / "teacher", made)

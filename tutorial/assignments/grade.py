@@ -19,6 +19,7 @@ from typing import NamedTuple
 from mini_pkd import UserError
 from mini_pkd.command import printable, progress_bar
 
+from . import answers as answers_module
 from . import inside, jail, overlap, submission
 from . import task as form
 from .answers import Raised, read_answers
@@ -31,7 +32,7 @@ class Grade(NamedTuple):
     """What a task has earned, and what its student is told."""
 
     points: float
-    groups: dict  # {name: passed}
+    groups: dict  # {name: passed}; empty if the cases that belong to every group failed
     notes: list  # sentences
 
 
@@ -75,10 +76,14 @@ def mark(assignment, task, dialect, groups, ended, reference):
         passed[group] = all(right[position : position + len(members)])
         position += len(members)
     core = passed.pop(form.CORE)
-    passed = {group: core and own for group, own in passed.items()}
-    points = task.points * sum(passed.values()) / len(passed)
-    notes = [] if all(passed.values()) else _notes(assignment, task, dialect, inputs, answers, expected, right, ended)
-    return Grade(points, passed, notes)
+    if core and all(passed.values()):
+        return Grade(float(task.points), passed, [])
+    notes = _notes(assignment, task, dialect, inputs, answers, expected, right, ended)
+    if core:
+        return Grade(task.points * sum(passed.values()) / len(passed), passed, notes)
+    if any(isinstance(answer, list) for answer in answers):
+        notes.append("Ordinary cases are among the wrong ones, and they belong to every group: mend these first.")
+    return Grade(0.0, {}, notes)  # which special cases fail as well would only mislead
 
 
 def _notes(assignment, task, dialect, inputs, answers, expected, right, ended):
@@ -87,20 +92,21 @@ def _notes(assignment, task, dialect, inputs, answers, expected, right, ended):
         return [f"Not run, because {PATIENCE} tasks before it took too long."]
     raised = [answer for answer in answers if isinstance(answer, Raised)]
     if raised and raised[0].importing:
-        return [f"{assignment.file} cannot be imported: {raised[0]}."]
+        hint = " (only numpy and the standard library are there)" if raised[0].kind == "ModuleNotFoundError" else ""
+        return [f"{assignment.file} cannot be imported: {raised[0]}{hint}."]
     if raised and all(answer.kind == "NotImplementedError" for answer in raised) and len(raised) == len(answers):
         return ["Not solved yet: it raises NotImplementedError."]
     notes = []
     if ended.how == "time":
-        notes.append("It took too long and was stopped.")
+        notes.append(f"It took too long and was stopped ({jail.LIMITS['cpu']} s of processor time; an endless loop?).")
     if ended.how == "output":
         notes.append("It sent far more than an answer, and was stopped.")
     if ended.how == "itself" and None in answers:
         notes.append("The process ended, or sent something that is no answer, before all cases were answered.")
     ends = {"time"} if ended.how == "time" else set()
     ends |= {"memory"} if any(answer.kind == "MemoryError" for answer in raised) else set()
-    for text in dict.fromkeys(map(str, raised)):
-        notes.append(f"It raised {text}.")
+    for text in dict.fromkeys(_raised(assignment, task, answer) for answer in raised):
+        notes.append(text)
     notes += [f"It ends {dialect.render(mutant.sentence)}." for mutant in task.mutants if mutant.ends in ends]
     wrong = [
         (case, found, value)
@@ -112,8 +118,28 @@ def _notes(assignment, task, dialect, inputs, answers, expected, right, ended):
     notes += _mistakes(assignment, task, dialect, inputs, answers, expected, wrong)
     for k, output in enumerate(task.outputs):
         if any(found[k].shape != value[k].shape for _, found, value in wrong):
-            notes.append(f"The shape of {dialect.render(output.name)} is not what the docstring says.")
-    return notes[:4] or ["Some answers are wrong."]
+            notes.append(f"{dialect.render(output.name)} has another shape than expected: another size, or other axes.")
+    return notes[:4] or [_how_wrong(task, wrong)]
+
+
+def _raised(assignment, task, answer):
+    """What a Raised tells; without a line it was not the student's code that raised it, but what used its answer."""
+    if answer.line:
+        return f"It raised {answer}."
+    if answer.kind == "AttributeError":
+        return f"{assignment.file} lacks `{task.function}`, or something that it should have (AttributeError)."
+    if answer.kind in ("TypeError", "ValueError"):
+        return f"What `{task.function}` returns is not of the kind or shape that its docstring says ({answer.kind})."
+    return f"It raised {answer}."
+
+
+def _how_wrong(task, wrong):
+    """A sentence for answers that are wrong and have the right shapes."""
+    if any(output.dtype.startswith("int") for output in task.outputs):
+        return "Some answers are wrong; their shapes are right."
+    worst = max(form.error(found, value) for _, found, value in wrong)
+    size = f", by up to {worst:.1g} (of the value, or of 1 where it is smaller)" if worst < 1e300 else ""
+    return f"Some answers are wrong{size}; their shapes are right."
 
 
 def _mistakes(assignment, task, dialect, inputs, answers, expected, wrong):
@@ -172,6 +198,8 @@ def feedback(name, assignment, results):
     lines = [f"# {assignment.name}, {name}: {results['score']:g} of 100 points\n"]
     if results["output"]:
         lines.append(results["output"] + "\n")
+    if results["extra_data"]["problem"]:
+        return "\n".join(lines)
     for test in results["tests"]:
         lines.append(f"## {test['name']}: {test['score']:g} of {test['max_score']}\n")
         lines += [f"- {line}" for line in test["output"].splitlines()]
@@ -229,10 +257,12 @@ def grade(name, paths, key_path, out, kind="auto", jobs=1, quiet=False, wall=jai
     """
     assignment, key, out = form.load(name), read_key(key_path), Path(out)
     dialect = draw(assignment, key["dialect"])
-    found = submission.collect(paths, assignment.file)
+    found = submission.collect(paths, assignment.file, out)
     out.mkdir(parents=True, exist_ok=True)
     os.chmod(out, 0o700)
-    texts = [Path(file).read_bytes() for file in (form.__file__, inside.__file__, __file__)]
+    _same_grades(out, name, key)
+    texts = [Path(module.__file__).read_bytes() for module in (form, inside, jail, answers_module)]
+    texts.append(Path(__file__).read_bytes())
     texts.append(form.solution_file(assignment, dialect).encode())
     version = hashlib.sha256(b"\0".join([*texts, repr([str(task.mutants) for task in assignment.tasks]).encode()]))
     results, sources, failed, lock = {}, {}, {}, threading.Lock()
@@ -285,6 +315,19 @@ def grade(name, paths, key_path, out, kind="auto", jobs=1, quiet=False, wall=jai
             f"({type(error).__name__}: {printable(str(error))}); the others are in {out}. Run the same command again."
         )
     return results
+
+
+def _same_grades(out, name, key):
+    """A folder holds the grades of one assignment, made with one key; UserError for another."""
+    path, about = out / "graded.json", {"assignment": name, "key": hashlib.sha256(repr(key).encode()).hexdigest()}
+    try:
+        before = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        before = about
+    if before != about:
+        other = "another key" if before.get("assignment") == name else "another assignment"
+        raise UserError(f"{out} holds grades of {other}; choose another --out.")
+    write_whole(path, json.dumps(about) + "\n")
 
 
 def _refuse_open_doors(paths, file):

@@ -319,8 +319,10 @@ def _watch(process, wall):
                 return Ended("output", bytes(data[:ANSWERS]))
             if not chunk:
                 break
-        elif process.poll() is not None:
-            break  # something else holds the pipe open: a daemon
+        elif process.poll() is not None and not select.select([pipe], [], [], 0)[0]:
+            # Something else holds the pipe open: a daemon.  It is asked twice, because the process may have answered
+            # and ended while this thread waited for a core between the first select and poll.
+            break
     else:
         return Ended("time", bytes(data))
     try:

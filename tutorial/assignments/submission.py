@@ -4,10 +4,12 @@ import io
 import os
 import re
 import stat
+import sys
 import zipfile
 from pathlib import Path
 
 from mini_pkd import UserError
+from mini_pkd.command import printable
 
 LARGEST = 2**20  # bytes of a submission
 LARGEST_ZIP = 16 * 2**20
@@ -18,13 +20,14 @@ class Unusable(Exception):
     """A submission that cannot be graded; the sentence is for its student."""
 
 
-def collect(paths, file):
-    """{ID: path} of all submissions below the paths that a teacher gives.
+def collect(paths, file, out=None):
+    """{ID: path} of all submissions below the paths that a teacher gives; what looks like none is named on stderr.
 
-    A path is `ID/a4.py`, a zip `ID.zip`, a folder `ID` that holds a4.py or a zip, or a folder of such folders and zips.
-    An ID is made harmless for names of files and for spreadsheets.  UserError for two submissions of one ID.
+    A path is `ID/a4.py`, `ID_a4.py`, a zip `ID.zip`, a folder `ID` that holds a4.py or a zip, or a folder of such.
+    `out`, where results go, is none of them.  An ID is made harmless for names of files and for spreadsheets.
+    UserError for two submissions of one ID.
     """
-    found = {}
+    found, ignored = {}, []
 
     def add(name, path):
         name = re.sub(r"[^\w.@-]", "_", name)
@@ -37,19 +40,34 @@ def collect(paths, file):
         if not path.exists():
             raise UserError(f"{path} does not exist; name a folder of submissions, a zip or a {file}.")
         if path.is_file():
-            add(path.stem if path.suffix == ".zip" else path.resolve().parent.name, path)
+            flat = path.name.endswith(f"_{file}")
+            add(
+                path.name[: -len(file) - 1]
+                if flat
+                else path.stem
+                if path.suffix == ".zip"
+                else path.resolve().parent.name,
+                path,
+            )
             continue
         entries = sorted(path.iterdir())
         if any(entry.name == file for entry in entries):
             add(path.resolve().name, path)
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or (out and entry.resolve() == Path(out).resolve()):
                 continue
-            if entry.is_symlink() or entry.is_dir() or entry.suffix == ".zip":
+            if entry.name.endswith(f"_{file}") and not entry.is_dir():
+                add(entry.name[: -len(file) - 1], entry)
+            elif entry.is_symlink() or entry.is_dir() or entry.suffix == ".zip":
                 add(entry.stem if entry.suffix == ".zip" else entry.name, entry)
+            else:
+                ignored.append(entry.name)
     if not found:
         raise UserError(f"No submissions are there; expected ID/{file} or ID.zip below {', '.join(map(str, paths))}.")
+    if ignored:
+        names = ", ".join(map(printable, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
+        print(f"assignments: ignored {names} (expected ID/{file}, ID_{file} or ID.zip)", file=sys.stderr)
     return found
 
 
@@ -60,12 +78,15 @@ def read(path, file):
     if path.is_dir():
         inner = path / file
         zips = sorted(entry for entry in path.iterdir() if entry.suffix == ".zip")
-        if not os.path.lexists(inner) and len(zips) == 1:
-            return _from_zip(zips[0], file)
+        if not os.path.lexists(inner):
+            if len(zips) == 1:
+                return _from_zip(zips[0], file)
+            there = sorted(entry.name for entry in path.iterdir())
+            raise Unusable(f"{file} is missing; there is " + (", ".join(map(repr, there[:3])) if there else "nothing"))
         path = inner
     if path.suffix == ".zip":
         return _from_zip(path, file)
-    if path.name != file:
+    if path.name != file and not path.name.endswith(f"_{file}"):
         raise Unusable(f"the file is called {path.name!r} instead of {file}")
     return _regular(path, LARGEST)
 
