@@ -186,17 +186,17 @@ TINY = Scale(
 SMALL = Scale(
     "small",
     Settings(
-        data="data_small/sentences", vocab_size=256, epochs=20, curriculum_epochs=2, dev_every=5,
+        data="data_small/sentences", vocab_size=64, epochs=20, curriculum_epochs=2, dev_every=5,
         batch_utterances=8, batch_frames=4000, max_frames=1600,
-        peak_rate=2e-3, warmup_steps=400, clip=1.0, max_warp_fraction=0.15,
+        peak_rate=2e-3, warmup_steps=400, max_warp_fraction=0.15,
     ),
     {
-        "T1": Size(3, 144, 4, 16, 8, 2, 176, 1, 160),
-        "79": Size(3, 112, 4, 16, 8, 2, 128, 1, 128),
-        "61": Size(3, 96, 4, 16, 8, 2, 112, 1, 128),
-        "46": Size(3, 80, 4, 16, 8, 2, 112, 1, 112),
-        "58": Size(3, 96, 4, 16, 8, 2, 96, 1, 112),
-        "24": Size(3, 56, 4, 16, 8, 2, 80, 1, 80),
+        "T1": Size(3, 144, 4, 16, 8, 2, 176, 1, 176),
+        "79": Size(3, 112, 4, 16, 8, 2, 128, 1, 144),
+        "61": Size(3, 96, 4, 16, 8, 2, 120, 1, 136),
+        "46": Size(3, 80, 4, 16, 8, 2, 112, 1, 128),
+        "58": Size(3, 96, 4, 16, 8, 2, 96, 1, 128),
+        "24": Size(3, 56, 4, 16, 8, 2, 80, 1, 96),
     },
     (EXPERIMENT_1, EXPERIMENT_2),
 )
