@@ -93,6 +93,7 @@ MUTANTS = [
         ("every epoch in epoch 0's order", "seed=self.seed, epoch=epoch,", "seed=self.seed, epoch=0,"),
         ("batches ignore the seed", "seed=self.seed, epoch=epoch,", "seed=0, epoch=epoch,"),
     ),
+    *of("train.py", "test_progress.py", ("a long warm-up stays long", "plan.warmup", "settings.warmup_steps")),
     *of(
         "train.py", "test_wiring.py",
         ("the dev sample is not asked for", "dev_part.sample(settings.dev_utterances", "dev_part.sample(0"),
