@@ -8,6 +8,7 @@ Nothing is written but the kernels' cache.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections import Counter
@@ -63,8 +64,9 @@ class Role(NamedTuple):
 
 def describe(cascade, jobs, seeds=1, ranks=None):
     """What a run would train and what it would take, as text.  ranks: a projection for so many MPI processes."""
-    scale, s = cascade.scale, cascade.settings
-    roles = census(cascade)
+    roles, symbols = census(cascade)
+    s = dataclasses.replace(cascade.settings, vocab_size=symbols)
+    scale = dataclasses.replace(cascade.scale, settings=s)
     listed = roles["train"]
     kept, problems = usable_utterances(listed.frames, listed.labels, REDUCTION, s.max_frames)
     if not kept:
@@ -113,7 +115,7 @@ def describe(cascade, jobs, seeds=1, ranks=None):
 
 
 def census(cascade):
-    """{role: Role} of the corpus: from its feature store, else from its audio files, else as LibriSpeech is."""
+    """-> ({role: Role}, symbols) of the corpus: from its feature store, else from its audio, else as LibriSpeech is."""
     V = cascade.settings.vocab_size
     with contextlib.suppress(UserError):
         stores = {role: FeatureStore(cascade.features(role)) for role in ("train", "dev")}
@@ -127,7 +129,7 @@ def census(cascade):
         source = f"as in LibriSpeech, because {cascade.data} is not there"
         per_word = 1 + 4.4 * (30 / max(30, V)) ** 0.5  # letters at V = 30, nearly words at 10000
         return {role: Role(np.full(n, T), np.full(n, round(33 * per_word * T / 1229)), source)
-                for role, (n, T) in LIBRISPEECH.items()}  # fmt: skip
+                for role, (n, T) in LIBRISPEECH.items()}, V  # fmt: skip
     found = {role: [u for folder in folders for u in read_part(folder)[0]]
              for role, folders in find_parts(cascade.data).items() if folders}  # fmt: skip
     frames = {role: sampled_frames(utterances) for role, utterances in found.items()}
@@ -136,7 +138,7 @@ def census(cascade):
 
 
 def _roles(cascade, frames, texts, source):
-    """Labels are counted with the run's vocabulary, or with the one that it would train."""
+    """... labels counted with the run's vocabulary, or with the one that it would train."""
     path = cascade.folder.path / "vocabulary.json"
     if path.exists():
         bpe = vocabulary_file.load(path)
@@ -149,7 +151,8 @@ def _roles(cascade, frames, texts, source):
         except UserError:  # a character that is not in the vocabulary
             return 0
 
-    return {role: Role(frames[role], np.array([labels(text) for text in texts[role]]), source) for role in frames}
+    roles = {role: Role(frames[role], np.array([labels(text) for text in texts[role]]), source) for role in frames}
+    return roles, bpe.size
 
 
 def sampled_frames(utterances, sample=2000):

@@ -173,9 +173,9 @@ def measure(configs, pairs, settings, batches, jobs=1, show=True):
     """
     shares = [pairs[i::jobs] for i in range(min(jobs, len(pairs)))]
     threads = str(max(1, usable_cores() // jobs))  # as processes.py gives them
-    batches = _cut(configs, pairs, settings, batches, SECONDS * len(shares) / 2)
+    batches = _cut(configs, pairs, settings, batches, SECONDS / 3)  # so that there is time for a second round
     about = {
-        "settings": dataclasses.asdict(settings), "seconds": SECONDS / 2,
+        "settings": dataclasses.asdict(settings), "seconds": SECONDS,
         "configs": {size: dataclasses.asdict(config) for size, config in configs.items()},
         "batches": [[np.asarray(numbers).tolist() for numbers in batch] for batch in batches],
     }  # fmt: skip

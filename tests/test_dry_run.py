@@ -160,14 +160,24 @@ def test_ranks_want_a_dry_run(data, tmp_path, capfd, words):
 
 
 def test_audio_is_measured_as_the_store_does(data, finished, tmp_path):
-    from_audio = dry_run.census(cascade.Cascade(SCALE, data, tmp_path / "run", progress=False))
-    exact = dry_run.census(cascade.Cascade(SCALE, data, finished))
+    from_audio, symbols = dry_run.census(cascade.Cascade(SCALE, data, tmp_path / "run", progress=False))
+    exact, others = dry_run.census(cascade.Cascade(SCALE, data, finished))
+    assert symbols == others == 8
     assert from_audio.keys() == exact.keys() == {"train", "dev", "test-clean", "test-other"}
     for role, found in from_audio.items():
         assert np.abs(found.frames - exact[role].frames).max() <= 2
         assert np.array_equal(found.labels, exact[role].labels)
     corpus = prepare_corpus(data, finished.parent / "features", SCALE.settings, progress=False)
     assert exact["train"].labels.tolist() == [len(target) for target in corpus.train.targets]
+
+
+def test_a_vocabulary_is_as_large_as_the_texts_allow(data, tmp_path, measured):
+    scale = TINY.override([*SETTINGS, "vocab_size=500"])
+    said = describe(cascade.Cascade(scale, data, tmp_path / "run", progress=False), 1)
+    symbols = int(said.split(" symbols")[0].split()[-1])
+    assert 8 < symbols < 20 and said.startswith(f"tiny: chirps, {symbols} symbols")
+    size = count_parameters(scale.sizes["T1"].config(symbols))
+    assert float(rows_of(said)["T1"][1]) == round(size / 1e6, 3)
 
 
 def test_of_many_files_a_sample_is_read(data):

@@ -121,7 +121,7 @@ def test_processes_share_the_pairs(monkeypatch):
         assert pace["step"].shape == (2, 2) and pace["update"].shape == (2,)
         assert all((numbers > 0).all() for numbers in pace.values())
     with pytest.raises(UserError, match="a process that measured training steps has ended early"):
-        measure(CONFIGS, [("61", "nobody")], SCALE.settings, BATCHES, show=False)
+        measure(CONFIGS, PAIRS, dataclasses.replace(SCALE.settings, beam=0), BATCHES, show=False)
 
 
 def test_batches_are_cut_to_the_time_there_is(monkeypatch):
