@@ -29,7 +29,7 @@ from tqdm import tqdm
 from . import UserError, report, seed_runs, wer
 from .command import command, disk_errors, printable
 from .command_line import read_command_line
-from .estimate import describe
+from .dry_run import describe
 from .feature_store import FeatureStore
 from .model_file import save_model
 from .prepared_corpus import TEST_SETS, corpus_name, default_data, features_folder, prepare_corpus
@@ -188,7 +188,7 @@ def main(arguments=None):
                 end_with_parent()
                 cascade.run_slot(options.only)
             elif options.dry_run:
-                print(describe(cascade, jobs, options.seeds))
+                print(describe(cascade, jobs, options.seeds, options.ranks))
             else:
                 arguments = ["--scale", options.scale, *options.settings]
                 seed_runs.run(cascades, options.only, jobs, arguments, options.memory)

@@ -34,6 +34,7 @@ AT_MOST = {
 }  # fmt: skip
 MOST_HOURS = 10_000
 MOST_SEEDS = 100
+MOST_RANKS = 100_000
 CHOICES = {
     "kl": ("full", "collapsed"), "kl_weighting": ("nodes", "paths"), "mixing": ("add", "convex"),
     "feature_type": ("float32", "float16"),
@@ -74,7 +75,8 @@ def read_command_line(arguments, scales):
     add("--slot", type=int, help=argparse.SUPPRESS)  # which of the jobs this process is
     add("--command", help=argparse.SUPPRESS)  # ... and what the user typed, to be named in messages
     add("--strict", action="store_true", help="stop at the first bad utterance instead of listing it")
-    add("--dry-run", action="store_true", help="print what would be trained, and stop")
+    add("--dry-run", action="store_true", help="time some steps, print what the run would take, and stop")
+    add("--ranks", type=int, metavar="N", help="with --dry-run: the time at N MPI processes, too, as a projection")
     options = parser.parse_intermixed_args(arguments)
     # argparse gives all words of "--only T1 S1 epochs=3" to --only; those with a "=" are settings.
     given = options.only or []
@@ -91,6 +93,8 @@ def read_command_line(arguments, scales):
         parser.error(f"--jobs must be at least 1, not {options.jobs}")
     if options.max_hours is not None and not 0 < options.max_hours <= MOST_HOURS:
         parser.error(f"--max-hours must be above 0 and at most {MOST_HOURS}, not {options.max_hours}")
+    if options.ranks is not None and not (options.dry_run and 1 <= options.ranks <= MOST_RANKS):
+        parser.error(f"--ranks is from 1 to {MOST_RANKS} and wants --dry-run beside it")
     if options.memory is not None and not options.memory > 0:  # nan as well
         parser.error(f"--memory must be above 0, not {options.memory}")
     return options

@@ -86,17 +86,8 @@ def pack(indices, lengths, max_frames, max_utterances):
     return batches
 
 
-def epoch_batches(
-    lengths,
-    max_frames,
-    max_utterances,
-    seed=0,
-    epoch=0,
-    shuffle=True,
-    indices=None,
-    curriculum_epochs=0,
-    curriculum_fraction=0.5,
-):
+def epoch_batches(lengths, max_frames, max_utterances, seed=0, epoch=0, shuffle=True, indices=None,
+                  curriculum_epochs=0, curriculum_fraction=0.5):  # fmt: skip
     """Group utterances of similar length -> the epoch's batches, each a list of indices into `lengths`.
 
     A batch has at most max_frames frames and max_utterances utterances.  Utterances are sorted by length, with a
@@ -144,13 +135,8 @@ def collate(store, indices, targets):
     for stop, T, i in zip(np.cumsum(lengths), lengths, indices, strict=True):
         features[stop - T : stop] = store[i]
     labels = [np.asarray(targets[i], dtype=np.int64) for i in indices]
-    return Batch(
-        ids=[store.ids[i] for i in indices],
-        features=features,
-        lengths=lengths,
-        labels=np.concatenate(labels),
-        label_lengths=np.array([len(u) for u in labels], dtype=np.int64),
-    )
+    ids, label_lengths = [store.ids[i] for i in indices], np.array([len(u) for u in labels], dtype=np.int64)  # (B,)
+    return Batch(ids, features, lengths, np.concatenate(labels), label_lengths)
 
 
 # --- the command ----------------------------------------------------------------------------------

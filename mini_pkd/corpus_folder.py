@@ -28,6 +28,11 @@ ROLES = {
     "test-other": ("test-other",),
 }
 
+UTTERANCES = {  # of LibriSpeech's parts and mini LibriSpeech's
+    "train-clean-100": 28539, "train-clean-360": 104014, "train-other-500": 148688, "train-clean-5": 1519,
+    "dev-clean": 2703, "dev-other": 2864, "dev-clean-2": 1089, "test-clean": 2620, "test-other": 2939,
+}  # fmt: skip
+
 EXAMPLE = Path(__file__).resolve().parent.parent / "data_small" / "numbers"  # the corpus that the demos show
 
 
@@ -113,7 +118,39 @@ def missing_roles(parts):
     missing = [role for role, folders in parts.items() if not folders]
     if not missing:
         return ""
-    return f"This corpus has no {' and no '.join(missing)}, so nothing will be reported for it."
+    no_wer = {"test-clean", "test-other"} <= set(missing)
+    so = "no WER will be reported" if no_wer else "nothing will be reported for it"
+    return f"This corpus has no {' and no '.join(missing)}, so {so}."
+
+
+def doubts(root, parts):
+    """Sentences about a copy of LibriSpeech that may not be what its user thinks it is.
+
+    parts: {role: {folder: its utterances}}
+    """
+    sentences, names = [], {folder.name for folders in parts.values() for folder in folders}
+    if not {folder.name for folder in parts["train"]} & UTTERANCES.keys():
+        return []  # another corpus, which may mean it
+    for folder, utterances in (item for folders in parts.values() for item in folders.items()):
+        if len(utterances) < UTTERANCES.get(folder.name, 0):
+            sentences.append(
+                f"{folder} holds {len(utterances)} of the {UTTERANCES[folder.name]} utterances that this part of "
+                f"LibriSpeech has; if a download or a copy broke off, delete it and fetch it again."
+            )
+    for name in sorted(UTTERANCES.keys() - names):
+        for archive in (folder / f"{name}.tar.gz{end}" for folder in (root, root.parent) for end in (".part", "")):
+            if archive.exists():
+                sentences.append(f"{name} is not used, because its download has not ended ({archive}); go on with it.")
+    speakers = {role: {u.speaker for some in folders.values() for u in some} for role, folders in parts.items()}
+    for role in [role for role in speakers if role != "train"]:
+        both = sorted(speakers["train"] & speakers[role])
+        if both:
+            more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+            sentences.append(
+                f"{', '.join(both[:3])}{more} of {role} have names of speakers of train; if they are the same people, "
+                f"error rates look better than they are; if not, rename their folders and files."
+            )
+    return [printable(sentence) for sentence in sentences]
 
 
 # --- the utterances of a part ---------------------------------------------------------------------

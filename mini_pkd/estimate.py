@@ -1,95 +1,22 @@
-"""What a cascade would need, before it is run: `python -m mini_pkd.cascade --dry-run`.
+"""What training needs, by formulas: memory, disk, floating-point operations.
 
-Parameters are exact.  Memory and time are estimates: memory from the arrays that a training keeps, time from the
-floating-point operations of the model (training_flop), counted by hand, divided by a part of the speed at which this
-machine multiplies matrices now.
+Memory follows from the arrays that a training keeps, disk from what it writes; operations of the model were counted by
+hand.  How long they take is measured (measure_steps.py); dry_run.py makes a price of all of it.
 """
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from . import UserError
-from .corpus_folder import find_parts, read_part
-from .feature_store import FeatureStore
+from .features import NUM_FEATURES
 from .lattice_walk import chunk_rows
-from .threads import control_groups, matmul
+from .threads import control_groups
 from .transducer import count_parameters
 
 MEMINFO = Path("/proc/meminfo")
-UTILISATION = 0.35  # of the speed of matrix products that a training reaches: a round guess
-
-
-def describe(cascade, jobs, seeds=1):
-    """What a run would train, and estimates of its memory and time.  Nothing is written."""
-    scale, s = cascade.scale, cascade.settings
-    frames, words, source = _training_set(cascade)
-    fit = frames <= s.max_frames
-    frames, words = frames[fit], words[fit]
-    if not len(frames):
-        raise UserError(f"no utterance of {cascade.data} has at most max_frames={s.max_frames} frames; raise it.")
-    labels = words * (1 + 4.4 * (30 / max(30, s.vocab_size)) ** 0.5)  # letters at V = 30, nearly words at 10000
-    speed = UTILISATION * _matrix_speed()
-    lines = [
-        f"{scale.name}: {cascade.corpus}, {s.vocab_size} symbols, {s.epochs} epochs, batches of {s.batch_utterances} "
-        f"utterances or {s.batch_frames} frames" + f", in parts of {s.microbatch_frames}" * (s.microbatch_frames > 0),
-        f"{'model':6s} {'parameters':>12s} {'memory':>10s} {'time':>9s}  taught by",
-    ]
-    configs = {model.name: scale.sizes[model.size].config(s.vocab_size) for model in scale.models()}
-    seconds = []
-    for model in scale.models():
-        config, teacher = configs[model.name], configs.get(model.teacher)
-        flop = s.epochs * flop_of_utterances(config, teacher, frames, labels, s).sum()
-        seconds.append(flop / speed)
-        lines.append(
-            f"{model.name:6s} {count_parameters(config) / 1e6:10.3f} M {memory_needed(scale, [model]) / 1e9:7.2f} GB "
-            f"{_duration(seconds[-1])}  {model.teacher or '-'}"
-        )
-    memory = memory_needed(scale, scale.models() * seeds, jobs)
-    each = f", each model with {seeds} seeds" if seeds > 1 else ""
-    return "\n".join([
-        *lines,
-        f"{'in all':6s} {'':12s} {memory / 1e9:7.2f} GB {_duration(seeds * sum(seconds))}  ({jobs} at a time{each})",
-        f"The training set: {frames.sum() / 360000:.2f} h in {len(frames)} utterances ({source}).",
-        f"Memory and time are estimates.  Time: the operations of training, counted by hand, at {UTILISATION:.0%} of "
-        f"the {speed / UTILISATION / 1e9:.0f} GFLOP/s",
-        "that a matrix product reached here just now, all its threads together; decoding is not counted.",
-    ])  # fmt: skip
-
-
-def _training_set(cascade, sample=2000):
-    """-> (frames (n,), words (n,), where these numbers are from) of the training utterances."""
-    with contextlib.suppress(UserError):
-        store = FeatureStore(cascade.features("train"))
-        return store.lengths, np.array([len(text.split()) for text in store.texts]), "its feature store"
-    if not cascade.data.is_dir():
-        n = 281241  # LibriSpeech's mean utterance: 12.3 s, 33 words
-        return np.full(n, 1229), np.full(n, 33), f"as in LibriSpeech, because {cascade.data} is not there"
-    utterances = [u for folder in find_parts(cascade.data)["train"] for u in read_part(folder)[0]]
-    step = max(1, len(utterances) // sample)
-    frames = []
-    for utterance in utterances[::step]:
-        try:
-            frames.append(100 * soundfile.info(os.fsencode(utterance.audio)).duration)
-        except (soundfile.SoundFileError, RuntimeError, OSError):
-            frames.append(0)
-    words = [len(u.text.split()) for u in utterances]
-    return np.repeat(frames, step)[: len(words)], np.array(words[: step * len(frames)]), "its audio files"
-
-
-def _matrix_speed(seconds=0.5):
-    """FLOP per second of a float32 matrix product of a common shape."""
-    a, b = np.ones((1024, 512), np.float32), np.ones((512, 512), np.float32)
-    matmul(a, b)
-    start, count = time.monotonic(), 0
-    while time.monotonic() - start < seconds:
-        matmul(a, b)
-        count += 1
-    return count * 2 * 1024 * 512 * 512 / (time.monotonic() - start)
 
 
 def memory_needed(scale, models, jobs=1):
@@ -144,11 +71,23 @@ def _memory(config, settings, teacher):
     return 20 * count_parameters(config) + frames * sum(rates) * row + taught + lattice + 200e6
 
 
-def _duration(seconds):
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:5.1f} {unit:4s}"
-    return f"{seconds:5.1f} s   "
+# --- disk -----------------------------------------------------------------------------------------
+
+
+def store_bytes(frames, feature_type):
+    """Of the feature stores of so many frames: 55 GB for LibriSpeech in float32, half of it in float16."""
+    return frames * NUM_FEATURES * np.dtype(feature_type).itemsize
+
+
+def model_bytes(config):
+    """Of a finished model."""
+    return 4 * count_parameters(config)
+
+
+def training_bytes(config):
+    """Of a model in training: two saved states and a third while it is written, each of them weights, the best weights
+    and Adam's two moments."""
+    return 3 * 4 * model_bytes(config)
 
 
 # --- floating-point operations, counted by hand ---------------------------------------------------

@@ -29,6 +29,7 @@ from .feature_workers import extract_all
 from .features import NUM_FEATURES, RECIPE, Normaliser, mfcc
 from .lock import Lock, no_follow
 from .threads import usable_cores
+from .training_state import tell
 
 COMMIT_BYTES = 1 << 25  # of rows between two entries of the journal: a kill costs at most so much work,
 COMMIT_SECONDS = 1.0  # and a process that waits for ours sees it move
@@ -124,6 +125,8 @@ class FeatureStore:
                     _wait(lock, folder, len(utterances), label)
                     store = finished()  # by the process that we waited for
                     if store is None:
+                        if label and (reason := _what_differs(folder, utterances, dtype)):
+                            tell(f"{label} are computed again, because {reason} ({folder})")
                         (folder / "index.json").unlink(missing_ok=True)  # from here on: not complete
                         _build(folder, utterances, fingerprint, workers, np.dtype(dtype), label, strict)
                         store = cls(folder, normaliser)
@@ -159,6 +162,28 @@ def _fingerprint(utterances, dtype):
             stamp = None
         digest.update(repr((u.id, u.speaker, u.text, stamp)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _what_differs(folder, utterances, dtype):
+    """Why the store in that folder cannot be used for these utterances; None if there is none."""
+    try:
+        index = read_index(folder / "index.json")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"their index cannot be read: {getattr(error, 'strerror', None) or error}"
+    if index["dtype"] != np.dtype(dtype).name:
+        return f"they are {index['dtype']} and {np.dtype(dtype).name} is asked for"
+    before, now = dict(zip(index["ids"], index["texts"], strict=True)), {u.id: u.text for u in utterances}
+    counts = {
+        "new": len(now.keys() - before.keys() - {where for where, _ in index["problems"]}),
+        "gone": len(before.keys() - now.keys()),
+        "changed in their text": sum(now.get(i, text) != text for i, text in before.items()),
+    }
+    different = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if different:
+        return f"utterances are others than before: {different}"
+    return "audio files have another size or date than before, or features are computed in another way now"
 
 
 def _wait(lock, folder, total, label):

@@ -83,15 +83,11 @@ def mel_energies_readable(emphasised):
 def mel_energies(emphasised):
     """The same for all frames at once, by python_speech_features: (n,) -> (T, 40)."""
     return fbank(
-        emphasised,
-        samplerate=SAMPLE_RATE,
-        winlen=WINDOW / SAMPLE_RATE,
-        winstep=SHIFT / SAMPLE_RATE,
+        emphasised, samplerate=SAMPLE_RATE, winlen=WINDOW / SAMPLE_RATE, winstep=SHIFT / SAMPLE_RATE, nfft=NFFT,
         nfilt=NUM_FEATURES,  # the default of 26 would silently cap the number of cepstra at 26
-        nfft=NFFT,
         preemph=0,  # `emphasise` has done it: where a piece of a stream begins, it needs the sample before
         winfunc=np.hamming,  # the default is rectangular
-    )[0]
+    )[0]  # fmt: skip
 
 
 def cepstra(energies):

@@ -16,6 +16,7 @@ class Plan:
     """The epochs of a training of `model`, taught by `teacher` or None, on a Part.
 
     updates     batches of all epochs together
+    warmup      those of them in which the learning rate grows: at most a fifth, or training would end before its peak
     flop (n,)   operations of each utterance of the store, forward and backward
     work        operations before each epoch, and at the end those of all (epochs + 1,)
     """
@@ -31,6 +32,7 @@ class Plan:
             self.updates += len(batches)
             work.append(self.flop_of(batches))
         self.work = np.cumsum([0.0, *work])
+        self.warmup = min(settings.warmup_steps, self.updates // 5)
 
     def batches(self, epoch):
         """Lists of indices into the store."""

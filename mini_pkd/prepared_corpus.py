@@ -21,7 +21,7 @@ from .bpe import BPE, word_counts
 from .command import printable
 from .conformer import ConformerConfig
 from .corpus import collate, epoch_batches, pack, usable_utterances
-from .corpus_folder import Problem, find_parts, missing_roles, read_part
+from .corpus_folder import Problem, doubts, find_parts, missing_roles, read_part
 from .feature_store import FeatureStore, estimate_normaliser
 from .features import Normaliser
 
@@ -113,13 +113,18 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
     missing = missing_roles(found)
     if missing and say:
         say(missing)
-    utterances, problems = {}, []
+    parts, utterances, problems = {}, {}, []
     for role, folders in found.items():
-        utterances[role] = []
+        parts[role], seen = {}, {}
         for folder in folders:
-            read, bad = read_part(folder, strict)
-            utterances[role] += read
+            parts[role][folder], bad = read_part(folder, strict)
             problems += bad
+            for u in parts[role][folder]:  # mini LibriSpeech's utterances are some of LibriSpeech's
+                if seen.setdefault(u.id, u) is not u:
+                    problems.append(Problem(str(u.audio), f"the id {u.id} stands in {seen[u.id].audio}, too"))
+        utterances[role] = list(seen.values())
+    for sentence in doubts(Path(data), parts) if say else ():
+        say(sentence)
     if make_bpe is None:
         bpe = BPE.train(word_counts(utterance.text for utterance in utterances["train"]), settings.vocab_size, progress)
     else:
@@ -138,9 +143,9 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
     normaliser = estimate_normaliser([stores["train"]])
     for store in stores.values():
         store.normaliser = normaliser
-    parts = {}
+    encoded = {}
     for role in ("train", "dev"):
-        parts[role], bad = Part.encode(stores[role], bpe, settings.max_frames, reduction, strict)
+        encoded[role], bad = Part.encode(stores[role], bpe, settings.max_frames, reduction, strict)
         problems += [Problem(f"{role} {p.where}", p.reason) for p in bad]
     # Test sets keep every utterance: a character that is not in the vocabulary is an error of every model.
     tests = {role: stores[role] for role in TEST_SETS if role in stores}
@@ -149,7 +154,7 @@ def prepare_corpus(data, features, settings, make_bpe=None, reduction=REDUCTION,
         asked = settings.vocab_size
         fewer = f" (of the {asked} asked for: there is no more to merge)" if bpe.size < asked else ""
         say(f"{corpus_name(data)}: {hours}; {bpe.size} symbols{fewer}")
-    return PreparedCorpus(bpe, normaliser, parts["train"], parts["dev"], tests, problems)
+    return PreparedCorpus(bpe, normaliser, encoded["train"], encoded["dev"], tests, problems)
 
 
 def features_folder(features, data, role, feature_type):

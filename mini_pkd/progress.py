@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .lock import no_follow
 from .memory import anonymous_memory
+from .training_state import tell
 
 LOG_MINUTES = 3.0
 STEP_COLUMNS = (
@@ -32,6 +33,12 @@ class Progress:
         self._begin_line()
 
     def __enter__(self):
+        asked, plan = self.plan.settings.warmup_steps, self.plan
+        if plan.warmup < asked and not self.bar.disable:
+            tell(
+                f"{self.state.name}: warmup_steps={asked} is more than a fifth of its {plan.updates} updates, so the "
+                f"learning rate grows over the first {plan.warmup} of them."
+            )
         return self
 
     def __exit__(self, *exception):

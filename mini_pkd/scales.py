@@ -1,4 +1,4 @@
-"""tiny, small, full: three complete descriptions of the same pipeline.
+"""tiny, small, medium, full: four complete descriptions of the same pipeline.
 
 From the paper: 40 MFCCs, blocks / width / heads of T1 (16 / 512 / 4), LSTM 2 x 1024, 10026 symbols, dropout 0.1,
 alpha 0.02, temperature 1, beam 8, the peak learning rate 1e-4 of `full`, the students' numbers of parameters, and who
@@ -81,7 +81,7 @@ class Settings:
     batch_frames: int  # and at most so many frames of 10 ms
     max_frames: int  # longer training utterances are left out, and listed
     peak_rate: float  # learning rate at the end of the warm-up
-    warmup_steps: int  # steps in which the learning rate grows from 0 to its peak
+    warmup_steps: int  # steps in which the learning rate grows from 0 to its peak; at most a fifth of all (plan.py)
     floor_rate: float = 0.0  # last learning rate over the peak
     clip: float = 5.0  # largest norm of a gradient; a larger gradient is scaled down to it
     dropout: float = 0.1  # share of elements that are set to 0
@@ -152,7 +152,7 @@ class Scale:
         return dataclasses.asdict(self)
 
 
-# --- the paper's cascade, and three sizes of it ---------------------------------------------------
+# --- the paper's cascade, and four sizes of it ----------------------------------------------------
 
 # A size is named after the millions of parameters that it has in the paper.
 # size, teacher, progressive, direct, baseline
@@ -201,6 +201,24 @@ SMALL = Scale(
     (EXPERIMENT_1, EXPERIMENT_2),
 )
 
+MEDIUM = Scale(
+    "medium",
+    Settings(
+        data="LibriSpeech", vocab_size=1024, epochs=30, curriculum_epochs=1, dev_utterances=500,
+        batch_utterances=16, batch_frames=24000, microbatch_frames=8000, max_frames=2500,
+        peak_rate=1e-3, warmup_steps=2000, max_time=100, max_time_fraction=0.05, freq_masks=2, max_freq=8,
+    ),
+    {
+        "T1": Size(8, 208, 4, 64, 16, 4, 384, 1, 384),
+        "79": Size(8, 160, 4, 64, 16, 4, 320, 1, 320),
+        "61": Size(8, 144, 4, 64, 16, 4, 240, 1, 240),
+        "46": Size(7, 128, 4, 64, 16, 4, 248, 1, 248),
+        "58": Size(8, 136, 4, 64, 16, 4, 272, 1, 272),
+        "24": Size(7, 88, 4, 64, 16, 4, 192, 1, 192),
+    },
+    (EXPERIMENT_1, EXPERIMENT_2),
+)
+
 FULL = Scale(
     "full",
     Settings(
@@ -222,7 +240,7 @@ FULL = Scale(
 )
 # fmt: on
 
-SCALES = {scale.name: scale for scale in (TINY, SMALL, FULL)}
+SCALES = {scale.name: scale for scale in (TINY, SMALL, MEDIUM, FULL)}
 
 
 def get_scale(name):

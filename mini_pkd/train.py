@@ -147,7 +147,7 @@ def train(model, train_part, dev_part, bpe, settings, folder, seed, name, teache
                 if state.look_is_due(settings.dev_updates):
                     state.log(*look())
                 step = state.step + 1
-                rate = learning_rate(step, plan.updates, state.rate, settings.warmup_steps, settings.floor_rate)
+                rate = learning_rate(step, plan.updates, state.rate, plan.warmup, settings.floor_rate)
                 parts = train_part.micro_batches(indices, settings.microbatch_frames)
                 means = train_step(model, teacher, parts, normaliser, adam, rate, settings, draw, epoch, step, stop)
                 state.count_step(means)

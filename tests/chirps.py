@@ -23,7 +23,7 @@ PARTS = {"train": 12, "dev": 4, "test-clean": 4, "test-other": 3}
 WORDS = {"AB": (400, 900), "BA": (900, 400), "CAB": (1500, 600), "ABBA": (500, 2200)}  # each its two tones, in Hz
 SIZE = {"blocks": 3, "heads": 2, "window": 6, "kernel": 3, "expansion": 1, "joint_width": 8, "lstm_width": 6}
 SETTINGS = [
-    "epochs=2", "dev_every=1", "vocab_size=8", "batch_utterances=5", "warmup_steps=2", "beam=2",
+    "epochs=2", "dev_every=1", "vocab_size=8", "batch_utterances=5", "warmup_steps=1", "beam=2",
     "checkpoint_minutes=1e-9",  # the state is saved after every step, so that a kill finds one
     *(f"{name}.{key}={value}" for name in TINY.sizes for key, value in SIZE.items()),
     *(f"{name}.width={width}" for name, width in zip(TINY.sizes, (16, 12, 8, 4), strict=False)),

@@ -94,6 +94,15 @@ MUTANTS = [
         ("batches ignore the seed", "seed=self.seed, epoch=epoch,", "seed=0, epoch=epoch,"),
     ),
     *of(
+        "dry_run.py", "test_dry_run.py",
+        ("Adam costs nothing", "self.steps + self.updates + self.dev", "self.steps + self.dev"),
+        ("a curriculum costs as much", "plan.work[-1] / plan.flop.sum()  # fewer", "s.epochs  # fewer"),
+    ),
+    *of("measure_steps.py", "test_measure_steps.py",
+        ("the slowest counts", "best = np.minimum(best", "best = np.maximum(best * 0"),
+        ("nobody teaches", "            add_gradient, student, teacher,", "            add_gradient, student, None,")),
+    *of("train.py", "test_progress.py", ("a long warm-up stays long", "plan.warmup", "settings.warmup_steps")),
+    *of(
         "train.py", "test_wiring.py",
         ("the dev sample is not asked for", "dev_part.sample(settings.dev_utterances", "dev_part.sample(0"),
         ("the dev set is the training set", "evaluate, model, dev_part", "evaluate, model, train_part"),

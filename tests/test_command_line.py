@@ -1,11 +1,15 @@
 """The command line of the cascade: settings changed by name, and what is refused before anything is written."""
 
 import dataclasses
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from chirps import refusal
 
 from mini_pkd import UserError
+from mini_pkd.command_line import read_command_line
 from mini_pkd.scales import SCALES, SMALL, TINY, Settings
 
 
@@ -121,3 +125,13 @@ def test_refused_before_anything_is_written(data, tmp_path, capfd, words, senten
     first = [] if "--data" in words else ["--data", data, "--out", tmp_path / "run"]
     assert sentence in refusal(capfd, [*first, *words])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_of_the_documents_are_understood():
+    root = Path(__file__).resolve().parent.parent
+    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", root / "docs" / "librispeech.md")]
+    lines = [line for text in texts for line in re.findall(r"^\S*python -m mini_pkd\.cascade (.*)$", text, re.MULTILINE)]
+    assert len(lines) >= 5
+    for line in lines:
+        options = read_command_line(shlex.split(line, comments=True), SCALES)
+        SCALES[options.scale].override(options.settings)

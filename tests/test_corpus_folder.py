@@ -10,7 +10,7 @@ import soundfile
 from mini_pkd import UserError, corpus, corpus_folder
 from mini_pkd.audio_file import read_audio
 from mini_pkd.bpe import BPE, word_counts
-from mini_pkd.corpus_folder import find_parts, missing_roles, read_part
+from mini_pkd.corpus_folder import Utterance, doubts, find_parts, missing_roles, read_part
 from mini_pkd.feature_store import FeatureStore
 
 
@@ -267,9 +267,39 @@ def test_find_parts(tmp_path, names, train, dev, tests, nested):
     sentence = missing_roles(parts)
     assert (sentence == "") == (tests == 2)
     if not tests:
-        assert "no test-clean and no test-other" in sentence
+        assert "no test-clean and no test-other, so no WER will be reported." in sentence
+        one = missing_roles(parts | {"test-clean": ["here"]})
+        assert one == "This corpus has no test-other, so nothing will be reported for it."
         with pytest.raises(UserError, match="test-clean"):
             find_parts(tmp_path, required=("test-clean",))
+
+
+def test_doubts_about_a_copy_of_librispeech(tmp_path):
+    """Half of a part, a download that is not over, speakers of training in a test set; elsewhere these may be meant."""
+    root = tmp_path / "LibriSpeech"
+
+    def spoken(speakers):
+        return [Utterance(f"{speaker}-{i}", speaker, Path("x"), "A") for i, speaker in enumerate(speakers)]
+
+    def parts(train, speakers):
+        names = {"train": train, "dev": "dev-clean-2", "test-clean": "test-clean"}
+        return {role: {root / name: spoken(speakers[role])} for role, name in names.items()}
+
+    whole = {"train": ["19"] * 1519, "dev": ["84"] * 1089, "test-clean": ["61"] * 2620}
+    assert doubts(root, parts("train-clean-5", whole)) == []
+    (half,) = doubts(root, parts("train-clean-5", whole | {"dev": ["84"] * 500}))
+    assert half.startswith(f"{root / 'dev-clean-2'} holds 500 of the 1089 utterances that this part of LibriSpeech has")
+    shared = whole | {"test-clean": [str(i % 26) for i in range(2620)], "train": [str(i % 60) for i in range(1519)]}
+    (twice,) = doubts(root, parts("train-clean-5", shared))
+    assert twice.startswith("0, 1, 10 and 23 more of test-clean have names of speakers of train; if they are the same")
+    assert doubts(root, parts("train", shared | {"dev": ["1"]})) == []
+    for name in ("train-clean-100.tar.gz.part", "test-other.tar.gz", "dev-clean-2.tar.gz"):  # the last one was kept
+        root.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    other, more = doubts(root, parts("train-clean-5", whole))
+    path = tmp_path / "test-other.tar.gz"
+    assert other == f"test-other is not used, because its download has not ended ({path}); go on with it."
+    assert "train-clean-100 is not used" in more and more in doubts(tmp_path, parts("train-clean-5", whole))
 
 
 def test_check_command(tmp_path, capsys):

@@ -1,16 +1,17 @@
-"""Operations, memory and the dry run."""
+"""Operations, memory and disk, by formulas."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
 import pytest
-from chirps import MODELS, SETTINGS, untrain, words_of
+from chirps import SETTINGS, unfinished_state, untrain, words_of
 
 from mini_pkd import cascade, estimate
+from mini_pkd.corpus_folder import read_part
 from mini_pkd.estimate import forward_flop, training_flop
-from mini_pkd.scales import FULL, TINY, Size
+from mini_pkd.feature_store import FeatureStore
+from mini_pkd.scales import FULL, TINY
 from mini_pkd.transducer import Transducer, count_parameters
 
 
@@ -57,33 +58,6 @@ def test_operations_of_utterances_are_those_of_all_of_them(taught):
     assert kept.shape == (4,) and kept.sum() == pytest.approx(whole, rel=1e-12)
     logits = 2 * nodes * 10026 * config.joint_width
     assert (not_kept[1] == kept[1]) and (not_kept[[0, 2, 3]] > (kept + 0.5 * logits)[[0, 2, 3]]).all()
-
-
-def test_dry_run_prints_estimates_and_writes_nothing(data, tmp_path, finished, capfd):
-    assert cascade.main(words_of(data, tmp_path / "run", "--dry-run")) == 0
-    from_audio = capfd.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-    rows = {line.split()[0]: line.split() for line in from_audio.splitlines()}
-    assert [rows[name][-1] for name in MODELS] == [teacher or "-" for teacher in MODELS.values()]
-    assert float(rows["T1"][1]) == round(json.loads((finished / "T1" / "result.json").read_text())["params"] / 1e6, 3)
-    assert all(float(rows[name][3]) > 0 for name in MODELS)
-    assert "12 utterances (its audio files)" in from_audio and "estimates" in from_audio and "GFLOP/s" in from_audio
-
-    assert cascade.main(words_of(data, finished, "--dry-run")) == 0
-    assert "12 utterances (its feature store)" in capfd.readouterr().out
-    assert cascade.main(["--scale", "full", "--dry-run", "--data", str(tmp_path / "LibriSpeech")]) == 0
-    full = capfd.readouterr().out
-    assert "960.13 h in 281241 utterances (as in LibriSpeech" in full
-    assert "batches of 64 utterances or 80000 frames, in parts of 8000\n" in full and "in parts of" not in from_audio
-
-
-def test_dry_run_measures_audio_as_the_store_does(data, finished, tmp_path):
-    scale = TINY.override(SETTINGS)
-    frames, words, _ = estimate._training_set(cascade.Cascade(scale, data, tmp_path / "run"))
-    exact, exact_words, _ = estimate._training_set(cascade.Cascade(scale, data, finished))
-    assert np.abs(frames - exact).max() <= 2 and np.array_equal(words, exact_words)
-    sampled, some, _ = estimate._training_set(cascade.Cascade(scale, data, tmp_path / "run"), sample=5)
-    assert len(sampled) == len(some) == 12 and set(sampled) <= set(frames)
 
 
 def test_memory_that_is_free(tmp_path, monkeypatch):
@@ -141,16 +115,27 @@ def test_a_run_that_fits_is_not_refused_and_what_is_trained_needs_nothing(copy, 
     assert cascade.main(words_of(data, copy, "--memory", 2, "beam=1")) == 0
 
 
-def test_nodes_are_counted_at_the_rate_of_the_models_encoder(data, finished, monkeypatch):
-    class TwoPools(Size):
-        def config(self, symbols):
-            config = super().config(symbols)
-            return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, pools=2))
-
-    scale = TINY.override(SETTINGS)
-    sizes = {name: TwoPools(**dataclasses.asdict(size)) for name, size in scale.sizes.items()}
+def test_nodes_are_counted_at_the_rate_of_the_models_encoder(monkeypatch):
+    config = TINY.sizes["T1"].config(64)
+    two_pools = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, pools=2))
     nodes = []
-    monkeypatch.setattr(estimate, "training_flop", lambda *arguments: nodes.append(arguments[3].sum()) or np.ones(1))
-    for changed in (scale, dataclasses.replace(scale, sizes=sizes)):
-        estimate.describe(cascade.Cascade(changed, data, finished), 1)
-    assert len(nodes) == 2 * len(MODELS) and nodes[-1] > 1.5 * nodes[0]  # twice, but for the last row of an utterance
+    monkeypatch.setattr(estimate, "training_flop", lambda *arguments: nodes.append(arguments[3].sum()))
+    for each in (config, two_pools):
+        estimate.flop_of_utterances(each, None, np.array([80, 81]), np.array([3, 0]), TINY.settings)
+    assert nodes == [10 * 4 + 11, 20 * 4 + 21]
+
+
+def test_what_training_leaves_on_the_disk(data, finished, copy):
+    """To the size of headers: 128 bytes for an array and twice its name, some KB for what is told of a training."""
+    scale = TINY.override(SETTINGS)
+    for name, model in {m.name: m for m in scale.models()}.items():
+        config = scale.sizes[model.size].config(8)
+        assert 0 < (finished / name / "model.npz").stat().st_size - estimate.model_bytes(config) < 80_000
+    untrain(copy, "B2")
+    state = unfinished_state(copy, data, "B2")
+    config = scale.sizes["61"].config(8)
+    assert 0 < state.stat().st_size - estimate.training_bytes(config) / 3 < 10_000
+    for kind, bytes_each in (("float32", 4), ("float16", 2)):
+        store = FeatureStore.build(copy.parent / f"disk-{kind}", read_part(data / "dev")[0], dtype=np.dtype(kind))
+        rows = (copy.parent / f"disk-{kind}" / "rows.bin").stat().st_size
+        assert estimate.store_bytes(store.num_rows, kind) == rows == 40 * bytes_each * store.num_rows

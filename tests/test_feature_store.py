@@ -84,6 +84,31 @@ def test_a_finished_store_is_opened_and_a_changed_corpus_noticed(tmp_path, monke
     assert np.array_equal(store[0], mfcc(read_audio(other[0].audio)) + 1)
 
 
+def test_a_store_that_does_not_fit_says_what_differs(tmp_path, monkeypatch, capsys):
+    utterances, _ = read_part(make_part(tmp_path / "train"))
+    folder = tmp_path / "store"
+    utterances[0].audio.write_bytes(b"")  # a problem is not a difference
+
+    def said(some, dtype=np.float32):
+        FeatureStore.build(folder, some, label="features of train", dtype=dtype)
+        lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "mini_pkd" in line]
+        assert all(line.startswith("mini_pkd: features of train are computed again, because ") for line in lines)
+        assert all(line.endswith(f" ({folder})") for line in lines)
+        return [line.split("because ")[1].removesuffix(f" ({folder})") for line in lines]
+
+    assert said(utterances) == said(utterances) == []
+    other = [Utterance(u.id, u.speaker, u.audio, u.text + " MORE" * (i > 8)) for i, u in enumerate(utterances)]
+    assert said(other[1:]) == ["utterances are others than before: 3 changed in their text"]
+    assert said(other[3:]) == ["utterances are others than before: 2 gone"]
+    assert said(other[2:-1]) == ["utterances are others than before: 1 new, 1 gone"]
+    assert said(other[2:-1], np.float16) == ["they are float32 and float16 is asked for"]
+    tone(other[2].audio, 5000, seed=99)
+    again = "audio files have another size or date than before, or features are computed in another way now"
+    assert said(other[2:-1], np.float16) == [again]
+    (folder / "index.json").write_text("{")
+    assert said(other[2:-1], np.float16) == ["their index cannot be read: damaged or cut short"]
+
+
 def test_bad_audio_is_skipped_and_listed_unless_strict(tmp_path):
     utterances, _ = read_part(make_part(tmp_path / "train"))
     utterances[0].audio.write_bytes(b"")

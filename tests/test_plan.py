@@ -20,6 +20,8 @@ def test_a_plan_counts_what_it_will_hand_out(handful):
         part.batches(settings.batch_frames, 1, seed=7, epoch=epoch, curriculum_epochs=2) for epoch in range(4)
     ]
     assert plan.updates == sum(map(len, epochs)) == 3 + 4 + 6 + 6
+    assert plan.warmup == 19 // 5 and SETTINGS.warmup_steps > 4
+    assert Plan(part, dataclasses.replace(settings, warmup_steps=2), 7, new_model(bpe)).warmup == 2
     done = 0.0
     for epoch, batches in enumerate(epochs):
         assert plan.work[epoch] == pytest.approx(done, rel=1e-12)

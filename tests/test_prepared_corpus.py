@@ -189,6 +189,19 @@ def test_two_seeds_started_together_share_the_features(data, tmp_path):
     assert {p.name for p in features.iterdir()} == {"rows.bin", "index.json", "lock"}
 
 
+def test_an_utterance_that_two_parts_hold_counts_once(data, tmp_path):
+    """Mini LibriSpeech beside LibriSpeech; and what is odd about such a copy is said at the start."""
+    for name, role in {"train-clean-5": "train", "train-clean-100": "train", "dev-clean-2": "dev"}.items():
+        shutil.copytree(data / role, tmp_path / "corpus" / name)
+    said = []
+    settings = TINY.override(SETTINGS).settings
+    corpus = prepare_corpus(tmp_path / "corpus", tmp_path, settings, say=said.append, progress=False)
+    assert len(corpus.train.store) == 12 and len(corpus.problems) == 12
+    assert corpus.train.store.ids[0] in corpus.problems[0].reason and "train-clean-100" in corpus.problems[0].reason
+    assert said[0] == "This corpus has no test-clean and no test-other, so no WER will be reported."
+    assert sum("utterances that this part of LibriSpeech has" in sentence for sentence in said) == 3
+
+
 def test_in_one_call(data, tmp_path, capfd):
     """What a notebook needs; the second call opens what the first has made, and may bring a vocabulary."""
     settings, said = TINY.override(SETTINGS).settings, []

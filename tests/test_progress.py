@@ -20,6 +20,7 @@ class Bar:
 
     def __init__(self, **given):
         self.given, self.at = given, [given["initial"]]
+        self.disable = given["disable"]
         bars.append(self)
 
     def update(self, n):
@@ -82,12 +83,29 @@ def test_a_line_every_few_minutes(run, handful, monkeypatch, tmp_path):
         for column in ("loss", "gradient_norm"):
             mean = np.mean([float(line[column]) for line in lines[2 * epoch : 2 * epoch + 2]])
             assert mean == pytest.approx(float(row[column]), abs=2e-4)
-    rates = [learning_rate(s, steps, SETTINGS.peak_rate, SETTINGS.warmup_steps) for s in range(1, steps + 1)]
+    rates = [learning_rate(s, steps, SETTINGS.peak_rate, steps // 5) for s in range(1, steps + 1)]
     np.testing.assert_allclose([float(line["rate"]) for line in lines], rates, rtol=1e-3)
     assert all(int(line["frames_per_second"]) > 0 for line in lines)
     with pytest.raises(FileNotFoundError):
         monkeypatch.setattr(progress, "LOG_MINUTES", 1000)
         run(SETTINGS, folder="quick")
+
+
+def test_a_warm_up_of_more_than_a_fifth_is_cut_and_said(run, monkeypatch, capsys):
+    """... or training would end before its peak.  One that is stopped and goes on has the same rates."""
+    monkeypatch.setattr(progress, "LOG_MINUTES", 0)
+    settings = dataclasses.replace(SETTINGS, epochs=10, warmup_steps=1000)
+    rates = [float(line["rate"]) for line in run(settings)]
+    said = "mini_pkd: S1: warmup_steps=1000 is more than a fifth of its 20 updates, so the learning rate grows over "
+    assert capsys.readouterr().err == said + "the first 4 of them.\n"
+    assert np.argmax(rates) == 3 and rates[3] == SETTINGS.peak_rate and rates[0] == SETTINGS.peak_rate / 4
+    assert rates[-1] == 0
+    with pytest.raises(Interrupted):
+        run(settings, StopAfter(3), "stopped")
+    assert [float(line["rate"]) for line in run(settings, None, "stopped")] == rates
+    capsys.readouterr()
+    fits = dataclasses.replace(settings, warmup_steps=4)
+    assert [float(line["rate"]) for line in run(fits, None, "fits")] == rates and capsys.readouterr().err == ""
 
 
 def test_means_are_over_the_steps_since_the_last_line(handful, tmp_path, monkeypatch):

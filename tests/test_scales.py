@@ -9,6 +9,7 @@ import pytest
 from mini_pkd import UserError, transcribe
 from mini_pkd.scales import (
     FULL,
+    MEDIUM,
     SCALES,
     SMALL,
     TINY,
@@ -46,17 +47,18 @@ def parameters(scale, size):
 
 @pytest.mark.parametrize("size, millions", [("T1", 128), ("79", 79), ("61", 61), ("46", 46), ("58", 58), ("24", 24)])
 def test_sizes_of_full_are_the_papers(size, millions):
+    assert parameters(MEDIUM, size) / 10e6 == pytest.approx(millions / 128, rel=0.01)
     assert round(parameters(FULL, size) / 1e6) == millions
     assert abs(parameters(SMALL, size) / 1e6 - millions / 100) < 0.01  # the paper at 1 : 100
 
 
 @pytest.mark.parametrize("size, compression", [("79", 0.38), ("61", 0.52), ("46", 0.64), ("58", 0.55), ("24", 0.81)])
 def test_compressions_are_the_papers(size, compression):
-    for scale in (FULL, SMALL):
+    for scale in (FULL, MEDIUM, SMALL):
         assert abs(1 - parameters(scale, size) / parameters(scale, "T1") - compression) < 0.01
 
 
-@pytest.mark.parametrize("name, size", [(s.name, size) for s in (TINY, SMALL) for size in s.sizes])
+@pytest.mark.parametrize("name, size", [(s.name, size) for s in (TINY, SMALL, MEDIUM) for size in s.sizes])
 def test_counting_equals_building(name, size):
     scale = SCALES[name]
     config = scale.sizes[size].config(scale.settings.vocab_size)
@@ -83,7 +85,7 @@ def test_the_papers_teacher():
 
 
 def test_students_shrink():
-    for scale in (TINY, SMALL, FULL):
+    for scale in SCALES.values():
         sizes = [parameters(scale, size) for size in scale.sizes]
         for stages in scale.experiments:
             chain = [parameters(scale, "T1"), *(parameters(scale, stage.size) for stage in stages)]
@@ -94,7 +96,7 @@ def test_students_shrink():
 # --- the cascade ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [SMALL, FULL], ids=["small", "full"])
+@pytest.mark.parametrize("scale", [SMALL, MEDIUM, FULL], ids=["small", "medium", "full"])
 def test_the_fourteen_models_of_table_1(scale):
     models = {m.name: m for m in scale.models()}
     assert len(scale.models()) == len(models) == 14
@@ -158,10 +160,10 @@ def test_every_number_of_specaugment_reaches_its_policy():
 
 
 def test_get_scale():
-    assert [get_scale(name).name for name in ("tiny", "small", "full")] == ["tiny", "small", "full"]
+    assert [get_scale(name).name for name in SCALES] == ["tiny", "small", "medium", "full"]
     with pytest.raises(UserError, match="there is no scale 'smal'; the nearest known name is 'small'"):
         get_scale("smal")
-    with pytest.raises(UserError, match="known are tiny, small, full"):
+    with pytest.raises(UserError, match="known are tiny, small, medium, full"):
         get_scale("xqz")
 
 
