@@ -99,7 +99,8 @@ MUTANTS = [
         ("a curriculum costs as much", "plan.work[-1] / plan.flop.sum()  # fewer", "s.epochs  # fewer"),
     ),
     *of("measure_steps.py", "test_measure_steps.py",
-        ("the slowest counts", "best = np.minimum(best", "best = np.maximum(best * 0"),
+        ("the last round counts", "best = np.minimum(best, [timed(work) for work in works])",
+         "best = np.array([timed(work) for work in works])"),
         ("nobody teaches", "            add_gradient, student, teacher,", "            add_gradient, student, None,")),
     *of("train.py", "test_progress.py", ("a long warm-up stays long", "plan.warmup", "settings.warmup_steps")),
     *of(
