@@ -345,7 +345,7 @@ def test_dry_run_of_several_seeds(data, tmp_path, capfd):
     times = {}
     for seeds in (1, 3):
         assert cascade.main(words_of(data, tmp_path / "run", "--dry-run", "--seeds", seeds)) == 0
-        times[seeds] = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("in all"))
+        times[seeds] = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("Time in all"))
     assert "each model with 3 seeds" in times[3] and "seeds" not in times[1]
     assert list(tmp_path.iterdir()) == []
 

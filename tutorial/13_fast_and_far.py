@@ -174,10 +174,10 @@ assert plain(-np.inf, -2.0)[0] == -2 and plain(-np.inf, -np.inf)[0] == -np.inf
 #
 # ## Far: the paper's own size
 #
-# **Question.** What would the whole cascade take? `--dry-run` counts parameters exactly, and measures the rest: it times
-# steps of each pair of student and teacher. Here for the default run. For the paper's sizes, `--scale full --dry-run`
-# takes some minutes, and says years on a machine such as the one that made this page: that is not what small machines
-# are for.
+# **Question.** What would the whole cascade take? `--dry-run` counts parameters exactly, and measures the rest: it
+# times steps of each pair of student and teacher. Here for the default run. For the paper's sizes, `--scale full
+# --dry-run` takes some minutes, and says years on a machine such as the one that made this page: that is not what small
+# machines are for.
 
 # %%
 assert cascade(["--dry-run"]) == 0
