@@ -125,8 +125,8 @@ print(beam.bpe.decode(best.labels))
 assert all(len(row) <= 4 for row in trace) and tuple(best.labels) in trace[-1]
 
 # %% [markdown]
-# A wider beam costs more and soon gains nothing: it finds texts of higher probability, and the model may be wrong about
-# those.
+# A wider beam costs more, and need not hear better: it finds texts of higher probability, and the model may be wrong
+# about those.
 #
 # ## Counting mistakes
 #
